@@ -1,0 +1,1 @@
+"""The operator's side: SDK, command line, and the platform on one machine."""

@@ -1,0 +1,53 @@
+"""Messages of the courier: what both ends know of each other's letters."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from schemas.depot import TrustState
+from schemas.events import Lane, Message
+from schemas.ids import Count, Ulid
+
+Marks = Annotated[dict[Lane, Count], Field(max_length=3)]
+"""Highest sequence per lane; a lane that never spoke is absent."""
+
+MAX_GOT = 256
+
+
+class Clock(Message):
+    """What the device knows of the time."""
+
+    synchronised: bool
+    floor: AwareDatetime | None = None
+
+
+class Hello(Message):
+    """First word of a connection; nothing else is sent until its receipt has come."""
+
+    session: Ulid
+    epoch: Ulid
+    sent: Marks
+    """Highest sequence ever issued."""
+    marks: Marks
+    """Highest sequence known to be receipted."""
+    held: Annotated[list[Ulid], Field(max_length=64)] = []
+    """Newest letters down that are on disk already."""
+    trust: TrustState | None = None
+    agent: Annotated[str, StringConstraints(max_length=64)]
+    clock: Clock
+
+
+class Got(Message):
+    """Letters down that the device holds on disk."""
+
+    ids: Annotated[list[Ulid], Field(min_length=1, max_length=MAX_GOT)]
+
+
+class Receipt(Message):
+    """Everything up to these marks is stored in IN. Signed by the courier, bound to one session."""
+
+    session: Ulid
+    epoch: Ulid
+    marks: Marks

@@ -1,0 +1,1 @@
+"""What every service needs: settings, bus, credentials, streams, letters in and out, health."""

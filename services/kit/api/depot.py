@@ -1,0 +1,49 @@
+"""Verbs of the depot: register, publish, trust, list, show."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from schemas.aggregator import Artifact
+from schemas.depot import TrustState
+from schemas.ids import Digest, Identifier, Version
+from schemas.ota import ReleaseCustom
+from schemas.registry import TrustFloors
+
+
+class RegisterRequest(BaseModel):
+    """`register`: cut an artifact that is in the store into pieces. Answers with `schemas.aggregator.Artifact`."""
+
+    sha256: Digest
+
+
+class PublishRequest(BaseModel):
+    """`publish`: take over finished metadata files, by file name as in the trust folder (`2.root.json`)."""
+
+    files: dict[str, str] = Field(min_length=1, max_length=64)
+
+
+class TrustAnswer(BaseModel):
+    """What `trust` answers: the newest versions."""
+
+    head: TrustState
+    floors: TrustFloors
+    root_sha256: Digest
+    """Of `1.root.json`, which tokens pin."""
+
+
+class ReleaseRequest(BaseModel):
+    """`show`: one release; version absent: the newest."""
+
+    model: Identifier
+    version: Version | None = None
+
+
+class ReleaseView(BaseModel):
+    """What `list` and `show` answer per release."""
+
+    model: str
+    version: str
+    target: str
+    artifact: Artifact
+    custom: ReleaseCustom

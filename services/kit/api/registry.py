@@ -1,0 +1,49 @@
+"""Verbs of the registry: token, list, show, revoke."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from schemas.ids import Identifier
+from schemas.registry import Capabilities, Heartbeat
+from services.kit.devices import Standing
+
+DAY_S = 86_400.0
+
+
+class TokenRequest(BaseModel):
+    """`token`: make an enrolment token. Answers with `schemas.registry.Token`."""
+
+    fleet: Identifier
+    device: Identifier
+    ttl_s: float = Field(DAY_S, gt=0, le=30 * DAY_S)
+
+
+class ListRequest(BaseModel):
+    """`list`: every device of a fleet, or of all."""
+
+    fleet: Identifier | None = None
+
+
+class DeviceRequest(BaseModel):
+    """`show` and `revoke`: one device."""
+
+    fleet: Identifier
+    device: Identifier
+
+
+class DeviceView(BaseModel):
+    """What `list` and `show` answer per device."""
+
+    fleet: str
+    device: str
+    standing: Standing
+    trust_level: str
+    online: bool
+    last_seen: float | None = None
+    """Seconds since the epoch of the last word; absent if there was none since the registry started."""
+    enrolled_at: str
+    jwt_expires: int
+    capabilities: Capabilities
+    labels: dict[str, str] = {}
+    heartbeat: Heartbeat | None = None

@@ -1,0 +1,129 @@
+"""The devices that may speak: keys and standing, followed from the registry's bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Literal
+
+from nats.js.kv import KeyValue
+from pydantic import BaseModel
+
+from schemas.envelope import Verifier
+from schemas.ids import Address
+from schemas.registry import Capabilities
+from services.kit.bus import Bus
+
+Standing = Literal["enrolled", "revoked", "quarantined"]
+
+
+class DeviceRecord(BaseModel):
+    """What the registry knows for good of one device: bucket `devices`, key `{fleet}.{device}`."""
+
+    fleet: str
+    device: str
+    public_key: str
+    seal_key: str
+    standing: Standing = "enrolled"
+    trust_level: Literal["bridged", "enrolled", "approved", "attested"] = "enrolled"
+    capabilities: Capabilities
+    labels: dict[str, str] = {}
+    enrol_id: str
+    """Letter that the present credentials answer."""
+    bus_key: str
+    """Public nkey of the device's bus user."""
+    jwt_issued: int
+    jwt_expires: int
+    enrolled_at: str
+    online: bool = False
+    """Presence as of the last change; the registry's snapshot has the live one."""
+
+    @property
+    def address(self) -> Address:
+        """Name of the device."""
+        return Address(self.fleet, self.device)
+
+
+def device_key(address: Address) -> str:
+    """Key in bucket `devices`."""
+    return f"{address.fleet}.{address.device}"
+
+
+class DeviceBook:
+    """A live copy of bucket `devices`."""
+
+    def __init__(self) -> None:
+        self._records: dict[Address, DeviceRecord] = {}
+        self._verifiers: dict[Address, Verifier] = {}
+        self._listeners: list[Callable[[DeviceRecord], None]] = []
+        self._following: asyncio.Task[None] | None = None
+        self._arrivals: dict[Address, asyncio.Event] = {}
+        self.ready = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, address: Address) -> DeviceRecord | None:
+        """The record of a device, whatever its standing."""
+        return self._records.get(address)
+
+    def all(self) -> list[DeviceRecord]:
+        """Every record."""
+        return list(self._records.values())
+
+    def verifier(self, address: Address) -> Verifier | None:
+        """Key of a device that may speak; None if it is unknown, revoked or in quarantine."""
+        return self._verifiers.get(address)
+
+    async def wait_verifier(self, address: Address, timeout_s: float) -> Verifier | None:
+        """Like `verifier`, but give a record that is still on its way some time to arrive."""
+        if address not in self._records:
+            waiter = self._arrivals.setdefault(address, asyncio.Event())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await waiter.wait()
+            self._arrivals.pop(address, None)
+        return self.verifier(address)
+
+    def on_change(self, listener: Callable[[DeviceRecord], None]) -> None:
+        """Have `listener` called with each new or changed record."""
+        self._listeners.append(listener)
+
+    async def follow(self, bus: Bus) -> None:
+        """Load the bucket and keep following it until closed; returns once it is loaded."""
+        await self._start(bus)
+        bus.on_reconnect(lambda: self._start(bus))
+
+    def close(self) -> None:
+        """Stop following."""
+        if self._following is not None:
+            self._following.cancel()
+
+    async def _start(self, bus: Bus) -> None:
+        self.close()
+        watcher = await (await bus.bucket("devices")).watch(">")
+        loaded = asyncio.Event()
+        self._following = asyncio.create_task(self._pump(watcher, loaded))
+        await loaded.wait()
+        self.ready.set()
+
+    async def _pump(self, watcher: KeyValue.KeyWatcher, loaded: asyncio.Event) -> None:
+        async for entry in watcher:
+            if entry is None:  # the marker that says "all loaded"
+                loaded.set()
+            elif entry.operation is None and entry.value:
+                self.learn(DeviceRecord.model_validate_json(entry.value))
+
+    def learn(self, record: DeviceRecord) -> None:
+        """Take over a record."""
+        address = record.address
+        self._records[address] = record
+        if record.standing == "enrolled":
+            self._verifiers[address] = Verifier.from_base64(record.public_key)
+        else:
+            self._verifiers.pop(address, None)
+        if address in self._arrivals:
+            self._arrivals[address].set()
+        for listener in self._listeners:
+            listener(record)

@@ -1,0 +1,119 @@
+"""Which subjects each service may use; the whole authority of its bus credentials (design, section 6)."""
+
+from __future__ import annotations
+
+from schemas.topics import BROADCASTS, DOWN_PARCELS, Channel, up_pattern
+from services.kit.credentials import Permissions
+from services.kit.streams import BUCKETS, STREAMS
+
+SYSTEM_USER = "system"
+OPERATOR = "operator"
+AUDITOR = "auditor"
+
+_READS: dict[str, tuple[str, ...]] = {
+    "courier": ("devices",),
+    "depot": ("devices",),
+    "ota": ("devices", "releases"),
+    "scheduler": ("devices",),
+    "aggregator": ("devices",),
+    "gateway": ("devices", "releases", "rollouts", "tasks", "jobs"),
+}
+_CONSUMES: dict[str, tuple[str, ...]] = {
+    "registry": ("IN",),
+    "ota": ("IN", "EVENTS"),
+    "scheduler": ("IN", "EVENTS"),
+    "aggregator": ("IN", "EVENTS"),
+    "gateway": ("EVENTS",),
+}
+_LETTERS: dict[str, tuple[str, ...]] = {
+    "registry": ("welcome", "config", "recall"),
+    "ota": ("assign",),
+    "scheduler": ("task", "cancel"),
+    "aggregator": ("round", "cancel"),
+}
+_CALLS: dict[str, tuple[str, ...]] = {
+    "ota": ("cw.rpc.depot.>", "cw.rpc.registry.>"),
+    "scheduler": ("cw.rpc.registry.>",),
+    "aggregator": ("cw.rpc.registry.>", "cw.rpc.depot.>"),
+    "gateway": ("cw.rpc.*.list", "cw.rpc.*.show", "cw.rpc.*.snapshot"),
+    "registry": ("cw.rpc.depot.>",),
+}
+_EXTRA_PUBLISH: dict[str, tuple[str, ...]] = {
+    "courier": ("cw.in.>", f"cw.1.*.*.{Channel.DOWN}.*"),
+    "depot": (
+        *(f"cw.1.*.*.{Channel.DOWN}.{kind}" for kind in sorted(DOWN_PARCELS)),
+        *(f"cw.1.*.all.{kind}" for kind in sorted(BROADCASTS)),
+    ),
+    "aggregator": ("cw.rounds.*",),
+}
+_EXTRA_SUBSCRIBE: dict[str, tuple[str, ...]] = {
+    "courier": (up_pattern(Channel.STATE, "hello"), up_pattern(Channel.STATE, "got")),
+    "depot": (up_pattern(Channel.STATE, "hello"), up_pattern(Channel.PARCEL)),
+    "gateway": ("cw.ev.>",),
+    "aggregator": (up_pattern(Channel.STATE, "progress"),),
+}
+
+
+def service_permissions(service: str) -> Permissions:
+    """Subjects of one service: its own streams, consumers, verbs and inbox."""
+    publish: set[str] = {f"cw.ev.{service}.*", f"cw.rejects.{service}", "$JS.API.INFO"}
+    subscribe: set[str] = {f"_INBOX_{service}.>", f"cw.rpc.{service}.*"}
+    for stream in STREAMS.values():
+        if stream.owner == service:
+            publish |= _owns(stream.name) | _consumes(stream.name)
+    for bucket in BUCKETS.values():
+        if bucket.owner == service:
+            publish |= _owns(f"KV_{bucket.name}") | _reads_bucket(bucket.name) | {f"$KV.{bucket.name}.>"}
+    for stream_name in _CONSUMES.get(service, ()):
+        publish |= _consumes(stream_name)
+    for bucket_name in _READS.get(service, ()):
+        publish |= _reads_bucket(bucket_name)
+    publish |= {f"cw.out.*.*.{kind}.*" for kind in _LETTERS.get(service, ())}
+    publish |= set(_CALLS.get(service, ())) | set(_EXTRA_PUBLISH.get(service, ()))
+    subscribe |= set(_EXTRA_SUBSCRIBE.get(service, ()))
+    return Permissions(tuple(publish), tuple(subscribe), allow_responses=True)
+
+
+def operator_permissions() -> Permissions:
+    """The CLI: asks services, reads state, changes nothing by itself."""
+    publish: set[str] = {"cw.rpc.>", "$JS.API.INFO"}
+    for bucket in BUCKETS:
+        publish |= _reads_bucket(bucket)
+    for stream in ("EVENTS", "REJECTS"):
+        publish |= _consumes(stream)
+    return Permissions(tuple(publish), (f"_INBOX_{OPERATOR}.>", "cw.ev.>"))
+
+
+def auditor_permissions() -> Permissions:
+    """Reads every ledger, writes nothing."""
+    publish: set[str] = {"$JS.API.INFO"}
+    for bucket in BUCKETS:
+        publish |= _reads_bucket(bucket)
+    for stream in STREAMS:
+        publish |= _consumes(stream)
+    return Permissions(tuple(publish), (f"_INBOX_{AUDITOR}.>", "cw.ev.>"))
+
+
+def _owns(stream: str) -> set[str]:
+    return {f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "INFO", "MSG.DELETE", "PURGE")}
+
+
+def _consumes(stream: str) -> set[str]:
+    return {
+        f"$JS.API.STREAM.INFO.{stream}",
+        f"$JS.API.STREAM.MSG.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}.>",
+        f"$JS.API.CONSUMER.CREATE.{stream}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.*",
+        f"$JS.API.CONSUMER.INFO.{stream}.*",
+        f"$JS.API.CONSUMER.DELETE.{stream}.*",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*",
+        f"$JS.ACK.{stream}.>",
+        f"$JS.FC.{stream}.>",
+    }
+
+
+def _reads_bucket(bucket: str) -> set[str]:
+    return _consumes(f"KV_{bucket}")

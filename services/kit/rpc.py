@@ -1,0 +1,92 @@
+"""Request and reply between services and from the CLI: `cw.rpc.{service}.{verb}`, JSON both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import structlog
+from faststream.nats import NatsMessage
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import ContractError
+from schemas.topics import rpc_subject
+from services.kit.bus import Bus
+from services.kit.errors import NotFoundError, PlatformError, RefusedError, UnreachableError
+
+log = structlog.get_logger()
+
+Request = TypeVar("Request", bound=BaseModel)
+DEFAULT_TIMEOUT_S = 10.0
+_ERRORS: dict[str, type[PlatformError]] = {
+    error.code: error for error in (NotFoundError, RefusedError, UnreachableError)
+}
+
+
+class Nothing(BaseModel):
+    """A request without arguments."""
+
+
+def serve(
+    bus: Bus, service: str, verb: str, request: type[Request], handler: Callable[[Request], Awaitable[Any]]
+) -> None:
+    """Answer a verb; instances of a service share the load. Call before `bus.broker.start()`.
+
+    `handler` returns anything that JSON can hold. Its `PlatformError` and `ContractError` become error answers; any
+    other exception becomes `internal` and is logged.
+    """
+
+    async def answer(message: NatsMessage) -> bytes:
+        try:
+            result = await handler(request.model_validate_json(message.body or b"{}"))
+        except ValidationError as error:
+            return _failure("malformed", "; ".join(f"{_place(p['loc'])}: {p['msg']}" for p in error.errors()[:3]))
+        except PlatformError as error:
+            return _failure(error.code, str(error))
+        except ContractError as error:
+            return _failure(error.reason, str(error))
+        except Exception as error:  # a service answers every request; what it could not foresee is logged whole
+            log.exception("rpc.failed", service=service, verb=verb)
+            return _failure("internal", f"{service}.{verb} failed: {error!r}; see the service's log")
+        return json.dumps({"ok": True, "data": result}, separators=(",", ":")).encode()
+
+    # Without an own name FastStream would merge handlers of one function name.
+    answer.__name__ = f"{service}_{verb}"
+    bus.broker.subscriber(rpc_subject(service, verb), queue=service)(answer)
+
+
+async def call(
+    bus: Bus, service: str, verb: str, request: BaseModel | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Any:
+    """Ask a service.
+
+    Returns:
+        What its handler returned.
+
+    Raises:
+        UnreachableError: if nobody answers.
+        PlatformError: what the service refused, with its code.
+    """
+    body = (request or Nothing()).model_dump_json().encode()
+    try:
+        reply = await bus.nc.request(rpc_subject(service, verb), body, timeout=timeout_s)
+    except NoRespondersError as error:
+        raise UnreachableError(f"ask {service} to {verb}: it does not run; see `causeway up`") from error
+    except NatsTimeoutError as error:
+        raise UnreachableError(f"ask {service} to {verb}: no answer within {timeout_s:.0f} s") from error
+    answer = json.loads(reply.data)
+    if answer["ok"]:
+        return answer["data"]
+    code = answer["error"]["code"]
+    raise _ERRORS.get(code, PlatformError)(answer["error"]["message"], code=code)
+
+
+def _failure(code: str, message: str) -> bytes:
+    return json.dumps({"ok": False, "error": {"code": code, "message": message}}).encode()
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, loc)) or "request"

@@ -1,0 +1,117 @@
+"""Settings of a platform, read from `settings.toml` in its state folder and overridden by `CAUSEWAY_*` variables."""
+
+from __future__ import annotations
+
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from schemas.ids import Identifier, Ulid
+from services.kit.errors import SettingsError
+from services.kit.folder import StateFolder
+
+
+class BusSettings(BaseModel):
+    """The one nats-server with its two listeners."""
+
+    host: str = "127.0.0.1"
+    """Address that both listeners bind to and that tokens name."""
+    nats_port: int = Field(4222, ge=1, le=65535)
+    mqtt_port: int = Field(8883, ge=1, le=65535)
+    tls: bool = True
+
+    @model_validator(mode="after")
+    def _no_clear_text_on_a_network(self) -> Self:
+        if not self.tls and not _is_loopback(self.host):
+            raise ValueError(
+                f"tls is off on {self.host}: without TLS only 127.0.0.1 is served; set bus.tls = true or bus.host = '127.0.0.1'"
+            )
+        return self
+
+    @property
+    def nats_url(self) -> str:
+        """Where services connect."""
+        return f"{'tls' if self.tls else 'nats'}://{self.host}:{self.nats_port}"
+
+    @property
+    def mqtt_url(self) -> str:
+        """Where devices connect."""
+        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.mqtt_port}"
+
+
+class StoreSettings(BaseModel):
+    """Where artifacts live."""
+
+    kind: Literal["folder", "s3"] = "folder"
+    folder: Path | None = None
+    """Default: `artifacts` in the state folder."""
+    endpoint: str = "127.0.0.1:9000"
+    bucket: str = "causeway"
+    secure: bool = True
+    credentials: Path | None = None
+    """File with the access key on its first line and the secret on its second."""
+
+
+class HttpSettings(BaseModel):
+    """Ports of the gateway and of each service's health page, all on `host`."""
+
+    host: str = "127.0.0.1"
+    gateway_port: int = Field(8080, ge=1, le=65535)
+    health_ports: dict[str, int] = {}
+    """By service; a service that is not listed takes a free port and logs it."""
+
+
+class Settings(BaseSettings):
+    """Everything that all parts share."""
+
+    model_config = SettingsConfigDict(env_prefix="CAUSEWAY_", env_nested_delimiter="__", extra="ignore")
+
+    platform: Ulid
+    fleet: Identifier = "home"
+    """Fleet of commands that name none."""
+    bus: BusSettings = BusSettings()
+    store: StoreSettings = StoreSettings()
+    http: HttpSettings = HttpSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file."""
+        return env_settings, init_settings
+
+
+def load_settings(state: StateFolder) -> Settings:
+    """Read the settings of a state folder.
+
+    Raises:
+        SettingsError: if the folder was not initialised, or a setting does not fit.
+    """
+    state.require()
+    try:
+        values = tomllib.loads(state.settings.read_text())
+        return Settings(**values)
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise SettingsError(f"read {state.settings}: {_first_line(error)}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
+    return str(error)
