@@ -25,8 +25,11 @@ class Clock(Protocol):
 class Sender(Protocol):
     """The way up."""
 
-    def send(self, kind: str, data: Message, *, lane: Lane | None = None) -> str:
+    def send(self, kind: str, data: Message, *, lane: Lane | None = None, letter_id: str | None = None) -> str:
         """Store a letter in the outbox; durable when this returns. Lane None: the kind's own.
+
+        A caller that must not write twice after a crash passes a `letter_id` that it has stored before: an id that the
+        outbox knows already is not stored again.
 
         Returns:
             The letter's ULID.

@@ -12,6 +12,7 @@ from ulid import ULID
 
 from causeway.platform.authority import write_authority
 from causeway.platform.nats_server import write_config
+from causeway.release.repository import create_repository
 from schemas.envelope import Signer
 from schemas.trust import SIGNED_KINDS, ServiceKey, ServicesDocument
 from services.kit.credentials import (
@@ -88,7 +89,7 @@ def init_platform(state: StateFolder, options: InitOptions) -> Settings:
     write_authority(state, options.host)
     _write_bus(state, settings)
     document = _write_letter_keys(state, settings)
-    (state.root / 'services.json').write_text(document.model_dump_json())
+    create_repository(state, settings.platform, document)
     # Last: its presence says that the folder is complete.
     write_private(state.settings, settings_toml(settings).encode())
     return settings

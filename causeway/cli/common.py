@@ -1,0 +1,103 @@
+"""What every command shares: the state folder, one exit code per kind of error, JSON or a table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from causeway.sdk import Orchestrator
+from schemas.errors import ContractError
+from services.kit.errors import NotFoundError, PlatformError, RefusedError, SettingsError, UnreachableError
+from services.kit.folder import default_root
+
+T = TypeVar("T")
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_REFUSED = 4
+EXIT_UNREACHABLE = 5
+
+_EXITS: tuple[tuple[type[Exception], int], ...] = (
+    (SettingsError, EXIT_USAGE),
+    (NotFoundError, EXIT_NOT_FOUND),
+    (RefusedError, EXIT_REFUSED),
+    (UnreachableError, EXIT_UNREACHABLE),
+    (ContractError, EXIT_USAGE),
+)
+
+State = Annotated[
+    Path, typer.Option("--state", help="State folder of the platform.", envvar="CAUSEWAY_STATE", show_default=".causeway")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def state_default() -> Path:
+    """`CAUSEWAY_STATE`, else `.causeway` in the working folder."""
+    return default_root()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn our errors into one sentence on standard error and the right exit code."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'value'}: {p['msg']}" for p in error.errors()[:3])
+        errors.print(f"[red]causeway:[/] {problems}", soft_wrap=True, highlight=False)
+        raise typer.Exit(EXIT_USAGE) from None
+    except (PlatformError, ContractError) as error:
+        errors.print("[red]causeway:[/]", end=" ")
+        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        code = next((code for kind, code in _EXITS if isinstance(error, kind)), EXIT_FAILED)
+        raise typer.Exit(code) from None
+
+
+def run(state: Path, work: Callable[[Orchestrator], Awaitable[T]]) -> T:
+    """Do `work` in a session with the platform; errors end the program as `explained` says."""
+
+    async def session() -> T:
+        async with Orchestrator(state) as platform:
+            return await work(platform)
+
+    with explained():
+        try:
+            return asyncio.run(session())
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def print_json(value: BaseModel | Sequence[BaseModel] | object) -> None:
+    """Print JSON; models by their fields."""
+    typer.echo(json.dumps(_plain(value), indent=2, default=str))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; an absent value is a dash."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*("-" if cell is None else str(cell) for cell in row))
+    console.print(shown)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

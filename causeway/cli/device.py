@@ -1,0 +1,148 @@
+"""`causeway device`: tokens for new devices, and what is known of those that are there."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from causeway.cli.common import Json, State, console, errors, explained, print_json, run, state_default, table
+from causeway.sdk import Orchestrator
+from schemas.ids import check_identifier
+from services.kit.api.registry import DeviceView
+from services.kit.errors import RefusedError
+from services.kit.folder import StateFolder
+from services.kit.settings import load_settings
+
+app = typer.Typer(no_args_is_help=True, help="Enrol, list, show and revoke devices.")
+
+Name = Annotated[str, typer.Argument(help="Name of the device: letters, digits, '-' and '_'.")]
+Fleet = Annotated[str | None, typer.Option("--fleet", help="Fleet of the device (default: the platform's).")]
+
+
+@app.command()
+def enrol(
+    device: Name,
+    fleet: Fleet = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Token file (default: DEVICE.token).")] = None,
+    hours: Annotated[float, typer.Option("--hours", help="How long the token may be used.", min=0.01, max=720)] = 24.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing token file.")] = False,
+    state: State = state_default(),
+    as_json: Json = False,
+) -> None:
+    """Write an enrolment token, to be carried to the device.
+
+    Example: causeway device enrol cam-1 --fleet harbour
+    """
+    path = out or Path(f"{device}.token")
+    with explained():
+        check_identifier(device, "device")
+        if path.exists() and not force:
+            raise RefusedError(f"write token {path}: it exists; choose another with --out or replace it with --force")
+    name = fleet or _default_fleet(state)
+    token = run(state, lambda platform: platform.token(name, device, hours * 3_600))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(token.write())
+    if as_json:
+        print_json({"token_file": str(path), "fleet": name, "device": device, "expires": token.expires.isoformat()})
+        return
+    console.print(f"wrote [bold]{path}[/]: a secret, valid once and until {token.expires:%Y-%m-%d %H:%M} UTC")
+    console.print(f"next, on the device: [bold]causeway-edge enrol {path}[/] and then [bold]causeway-edge run[/]")
+
+
+@app.command("list")
+def list_devices(fleet: Fleet = None, state: State = state_default(), as_json: Json = False) -> None:
+    """List devices with their standing and last heartbeat.
+
+    Example: causeway device list --fleet harbour
+    """
+    devices = run(state, lambda platform: platform.devices(fleet))
+    if as_json:
+        print_json(devices)
+        return
+    columns = ("fleet", "device", "standing", "online", "last seen", "battery", "temp", "load", "models", "waiting letters")
+    table(f"{len(devices)} devices", columns, [_row(device) for device in devices])
+
+
+@app.command()
+def show(device: Name, fleet: Fleet = None, state: State = state_default(), as_json: Json = False) -> None:
+    """Show everything known of one device.
+
+    Example: causeway device show cam-1
+    """
+    name = fleet or _default_fleet(state)
+    view = run(state, lambda platform: platform.device(name, device))
+    if as_json:
+        print_json(view)
+        return
+    rows: list[tuple[str, object]] = [
+        ("fleet", view.fleet),
+        ("device", view.device),
+        ("standing", view.standing),
+        ("trust level", view.trust_level),
+        ("online", view.online),
+        ("last seen", _moment(view.last_seen)),
+        ("enrolled", view.enrolled_at),
+        ("credentials until", _moment(view.jwt_expires)),
+    ]
+    rows += [(f"capability: {key}", value) for key, value in view.capabilities.model_dump(exclude_none=True).items()]
+    if view.heartbeat is not None:
+        rows += [(f"heartbeat: {key}", value) for key, value in view.heartbeat.model_dump(exclude_none=True).items()]
+    table(f"{view.fleet}/{view.device}", ("what", "value"), rows)
+
+
+@app.command()
+def revoke(
+    device: Name,
+    fleet: Fleet = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    state: State = state_default(),
+    as_json: Json = False,
+) -> None:
+    """Cut one device off, now; the others do not notice.
+
+    Example: causeway device revoke cam-1 --yes
+    """
+    name = fleet or _default_fleet(state)
+    if not yes:
+        typer.confirm(f"Revoke {name}/{device}? It must enrol anew to come back.", abort=True, err=True)
+
+    async def work(platform: Orchestrator) -> None:
+        await platform.revoke(name, device)
+
+    run(state, work)
+    if as_json:
+        print_json({"fleet": name, "device": device, "standing": "revoked"})
+    else:
+        errors.print(f"revoked {name}/{device}")
+
+
+def _default_fleet(state: Path) -> str:
+    with explained():
+        return load_settings(StateFolder(state.absolute())).fleet
+
+
+def _row(view: DeviceView) -> tuple[object, ...]:
+    beat = view.heartbeat
+    if beat is None:
+        return (view.fleet, view.device, view.standing, view.online, _moment(view.last_seen), None, None, None, None, None)
+    return (
+        view.fleet,
+        view.device,
+        view.standing,
+        "yes" if view.online else "no",
+        _moment(view.last_seen),
+        None if beat.battery_percent is None else f"{beat.battery_percent:.0f} %",
+        None if beat.temp_c is None else f"{beat.temp_c:.0f} C",
+        None if beat.load is None else f"{beat.load:.2f}",
+        ", ".join(f"{model.name}@{model.digest[:8]}" for model in beat.models) or None,
+        None if beat.outbox is None else beat.outbox.letters,
+    )
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,1 @@
+"""Release keys and what is signed with them, on a person's machine (protocols, section 1)."""

@@ -1,0 +1,132 @@
+"""Which letters of a lane go next, and which go again. Pure: the postman carries it out.
+
+The courier admits a lane's letters in order and drops what is early, so a loss is mended by going back to the letter
+after the mark (go-back-N, RFC 3366), and the window grows with progress and halves with each silence (RFC 5681).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MIN_WINDOW = 4
+START_WINDOW = 16
+MAX_WINDOW = 128
+_MAX_DOUBLINGS = 5
+
+MIN_WAIT_S = 1.0
+MAX_WAIT_S = 30.0
+COALESCING_S = 0.5
+"""The courier may hold a receipt back for 250 ms; twice that is no sign of loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive sequences that the outbox holds, beginning with the lowest above the mark."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """What is on its way in one lane.
+
+    Attributes:
+        mark: the courier's mark, as of its last receipt.
+        sent: highest sequence sent since the last going back.
+        since: when the present wait for a receipt began.
+        silences: waits in a row that ended without progress.
+    """
+
+    mark: int = 0
+    sent: int = 0
+    window: int = START_WINDOW
+    since: float = 0.0
+    silences: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is unanswered."""
+        return self.sent > self.mark
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Send `run` (None: nothing), then be in `flight`; look again at `due` (None: when something happens)."""
+
+    run: Run | None
+    flight: Flight
+    due: float | None
+
+
+def plan(flight: Flight, held: Run | None, now: float, wait_s: float) -> Plan:
+    """Decide what to send of one lane.
+
+    A gap in the outbox ends the run: what lies behind it is sent once the letters before it are receipted, since its
+    floor tells the courier to skip whatever has not come.
+
+    Args:
+        flight: state of the lane.
+        held: first run above the mark; None if all is receipted.
+        now: monotonic seconds.
+        wait_s: how long a receipt may take.
+    """
+    if held is None:
+        return Plan(None, replace(flight, sent=flight.mark, silences=0), None)
+    if flight.waits and now >= _deadline(flight, wait_s):
+        flight = replace(
+            flight,
+            sent=flight.mark,
+            window=max(MIN_WINDOW, flight.window // 2),
+            since=now,
+            silences=min(_MAX_DOUBLINGS, flight.silences + 1),
+        )
+    first = max(flight.sent + 1, held.first)
+    last = min(held.last, held.first - 1 + flight.window)
+    if first > last:
+        return Plan(None, flight, _deadline(flight, wait_s) if flight.waits else None)
+    if not flight.waits:
+        flight = replace(flight, since=now)
+    flight = replace(flight, sent=last)
+    return Plan(Run(first, last), flight, _deadline(flight, wait_s))
+
+
+def cut_short(flight: Flight, sent: int) -> Flight:
+    """The flight if the link took letters only up to `sent`."""
+    return replace(flight, sent=max(flight.mark, sent))
+
+
+def receipted(flight: Flight, mark: int, now: float) -> Flight:
+    """Take in the courier's mark; one that went backwards makes everything above it go again."""
+    if mark > flight.mark:
+        grown = min(MAX_WINDOW, flight.window + mark - flight.mark)
+        return replace(flight, mark=mark, sent=max(flight.sent, mark), window=grown, since=now, silences=0)
+    if mark < flight.mark:
+        return replace(flight, mark=mark, sent=mark, since=now, silences=0)
+    return flight
+
+
+def _deadline(flight: Flight, wait_s: float) -> float:
+    return flight.since + min(MAX_WAIT_S, wait_s * 2**flight.silences)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """Smoothed time from a letter to its receipt (RFC 6298)."""
+
+    mean_s: float | None = None
+    deviation_s: float = 0.0
+
+    def with_sample(self, sample_s: float) -> RoundTrip:
+        """Learn one more; samples of letters that were sent twice must not be given (Karn)."""
+        if self.mean_s is None:
+            return RoundTrip(sample_s, sample_s / 2)
+        deviation = 0.75 * self.deviation_s + 0.25 * abs(self.mean_s - sample_s)
+        return RoundTrip(0.875 * self.mean_s + 0.125 * sample_s, deviation)
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait for a receipt before sending again."""
+        if self.mean_s is None:
+            return 3.0
+        return min(MAX_WAIT_S, max(MIN_WAIT_S, self.mean_s + 4 * self.deviation_s + COALESCING_S))
