@@ -1,4 +1,4 @@
-"""The first trust metadata of a platform: keys, root, targets, and the service keys as a target."""
+"""The first trust metadata of a platform: keys, root, and targets with the service keys."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def create_repository(
 ) -> None:
     """Make the release and freshness keys and sign version 1 of everything.
 
-    Development keys: each role has one key and a threshold of 1, and `models.pem` signs the releases of every model that
-    is not given keys of its own. Offline keys lie in `keys/offline`, to be moved away in production.
+    Development keys: each role has one key and a threshold of 1, and `models.pem` signs the releases of every model
+    that is not given keys of its own. Offline keys lie in `keys/offline`, to be moved away in production.
     """
     moment = now or datetime.now(UTC)
     for folder in (state.offline_keys, state.freshness_keys, state.trust):

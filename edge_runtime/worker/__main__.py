@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
-import sys
 import threading
-import traceback
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from edge_runtime.errors import EdgeError
 from edge_runtime.worker.jobs import MAX_LINE_BYTES, load
 from schemas.errors import ContractError
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def answer(line: bytes) -> bytes:
     except (EdgeError, ContractError) as error:
         done = _failure(error.reason, str(error))
     except (Exception, SystemExit) as error:  # a job's bug must reach the caller and not end the worker
-        traceback.print_exc(file=sys.stderr)
+        log.exception("job %s failed", request["target"])
         done = _failure("crashed", f"{type(error).__name__}: {error}")
     try:
         written = json.dumps(done | {"id": request["id"]}).encode()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ class Worker:
         self._process: Process | None = None
         self._requests = 0
         self._idle: asyncio.Task[None] | None = None
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -50,6 +52,8 @@ class Worker:
             known = ", ".join(sorted(self._jobs))
             raise WorkerError(f"run job {job!r}: there is no such job; known are {known}", reason="unknown_job")
         async with self._lock:
+            if self._closed:
+                raise WorkerError(f"run job {job}: this agent is stopping", reason="crashed")
             self._stop_idling()
             try:
                 async with asyncio.timeout(timeout_s):
@@ -65,7 +69,10 @@ class Worker:
         return result
 
     async def close(self) -> None:
-        """End the child, if there is one; a running job is waited for by its own limit."""
+        """End the child and take no more calls; a job that runs ends with it as `crashed`."""
+        self._closed = True
+        if self._process is not None and self._lock.locked():
+            _kill(self._process)
         async with self._lock:
             self._stop_idling()
             await self._end()
@@ -142,6 +149,12 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
         return await process.wait()
+
+
+def _kill(process: Process) -> None:
+    # Process.kill() may reap the child itself, and then asyncio's watcher never learns its exit code.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

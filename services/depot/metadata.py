@@ -1,4 +1,4 @@
-"""Names and lives of the trust metadata, and how the two freshness roles are made. Pure: bytes and `now` in, bytes out."""
+"""Names and lives of the trust metadata, and how the two freshness roles are made. Pure: `now` in, bytes out."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Head:
         return [TIMESTAMP_FILE, *(file_of(role, version) for role, version in named)]
 
 
-def signed_snapshot(version: int, targets: int, roles: Mapping[str, int], now: datetime, signers: Iterable[Signer]) -> bytes:
+def signed_snapshot(
+    version: int, targets: int, roles: Mapping[str, int], now: datetime, signers: Iterable[Signer]
+) -> bytes:
     """Metadata that fixes which versions belong together (TUF 4.4)."""
     meta = {f"{role}.json": MetaFile(number) for role, number in sorted(roles.items())}
     meta[f"{TARGETS}.json"] = MetaFile(targets)

@@ -1,13 +1,13 @@
-"""The trust folder: every metadata file that ever held, by name. `timestamp.json` is the commit point of a publication."""
+"""The trust folder: every metadata file that ever held, by name. `timestamp.json` commits a publication."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 
 from schemas.registry import TrustFloors
@@ -15,6 +15,8 @@ from schemas.trust import SERVICES_TARGET, ServicesDocument
 from services.depot.metadata import PRIVATE_FIELD, SERVICES_FILE, TARGETS, TIMESTAMP_FILE, Head, file_of, role_of
 from services.kit.errors import SettingsError
 from services.kit.folder import write_private
+
+T = TypeVar("T", Root, Timestamp, Snapshot, Targets)
 
 MAX_ROOTS = 256
 """As many rotations as a TUF client follows in one go."""
@@ -131,8 +133,13 @@ class Repository:
             version += 1
         return version
 
-    def _signed(self, kind: type[Signed], name: str) -> Any:
+    def _signed(self, kind: type[T], name: str) -> T:
         try:
-            return Metadata[kind].from_bytes(self.file(name)).signed  # type: ignore[valid-type]
+            metadata: Metadata[T] = Metadata.from_bytes(self.file(name))
         except (DeserializationError, RepositoryError) as error:
-            raise SettingsError(f"read trust metadata {self._folder / name}: {error}; restore it from a backup") from error
+            raise SettingsError(
+                f"read trust metadata {self._folder / name}: {error}; restore it from a backup"
+            ) from error
+        if not isinstance(metadata.signed, kind):
+            raise SettingsError(f"read trust metadata {self._folder / name}: it is {metadata.signed.type} metadata")
+        return metadata.signed

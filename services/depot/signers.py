@@ -1,4 +1,4 @@
-"""Signing keys of trust metadata, as PEM files: Ed25519 for those that we make, Ed25519 and P-256/P-384 for those that we read."""
+"""Signing keys of trust metadata as PEM files: we make Ed25519, and read P-256 and P-384 too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def load_signer(path: Path, password: bytes | None = None) -> CryptoSigner:
     try:
         key = load_pem_private_key(path.read_bytes(), password)
     except OSError as error:
-        raise SettingsError(f"read signing key {path}: {error.strerror}; is the disk with the keys attached?") from error
+        raise SettingsError(
+            f"read signing key {path}: {error.strerror}; is the disk with the keys attached?"
+        ) from error
     except TypeError as error:
         # cryptography says so both when a password is missing and when one is given for nothing.
         raise SettingsError(
@@ -51,7 +53,9 @@ def load_signer(path: Path, password: bytes | None = None) -> CryptoSigner:
         isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1 | SECP384R1)
     )
     if not known:
-        raise SettingsError(f"read signing key {path}: devices verify Ed25519, P-256 and P-384, not {type(key).__name__}")
+        raise SettingsError(
+            f"read signing key {path}: devices verify Ed25519, P-256 and P-384, not {type(key).__name__}"
+        )
     return CryptoSigner(key)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from schemas.ids import EntryPoint, Identifier, Ulid
 from schemas.scheduler import Limits, TaskKind, Values
@@ -92,6 +92,10 @@ class TaskView(BaseModel):
     reasons: list[Reason] = []
     """Of the present placement: the chosen device first, then the others."""
     results: list[AppliedResult] = []
-    """Exactly one when done; every entry is an effect."""
+    """Every entry is an effect: exactly one is `ok` when done, a refusal or failure ended its term."""
     stale_results: int = 0
     """Of an older term: counted, not applied."""
+    reason: str | None = None
+    """Why it failed, or what it waits for."""
+    deadline: AwareDatetime | None = None
+    """Of the present attempt."""

@@ -1,0 +1,79 @@
+# Every target makes what it needs: system packages, a virtual environment, and the packages in it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export PATH := $(PATH):/usr/sbin:/usr/local/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-quick lint format docs bench bench-quick peers constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.platform ## Show the whole of it on this machine, in about two minutes
+	$(BIN)/causeway demo $(DEMO)
+
+up: $(VENV)/.platform ## Run a platform in .causeway until Ctrl-C
+	@test -f .causeway/settings.toml || $(BIN)/causeway init
+	$(BIN)/causeway up
+
+test: $(VENV)/.dev ## Run all tests against real servers
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-quick: $(VENV)/.dev ## Run the tests that need no server
+	$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST)
+
+lint: $(VENV)/.dev ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## Write the generated documents anew
+	$(BIN)/python -m schemas.asyncapi > docs/asyncapi.yaml
+
+bench: $(VENV)/.dev peers ## Measure speed and memory beside the peers; prints JSON
+	$(BIN)/python -m bench.ingest --json
+	$(BIN)/python -m bench.roundtrip --json
+	$(BIN)/python -m bench.footprint --json
+
+bench-quick: $(VENV)/.dev ## The same, short and without peers that need an environment of their own
+	$(BIN)/python -m bench.ingest --quick --json
+	$(BIN)/python -m bench.roundtrip --quick --json
+	$(BIN)/python -m bench.footprint --quick --json
+
+peers: .venv-peers/.done ## Install what the benches compare with, in its own environment
+
+constraints: $(VENV)/.dev ## Pin the versions that are installed now
+	(echo "# Versions that everything was tested with; \`make constraints\` writes this anew."; \
+	 $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools) > constraints.txt
+
+clean: ## Remove the environments and caches
+	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	PYTHON=$(PYTHON) infra/install-system
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.platform: $(VENV)/bin/python pyproject.toml constraints.txt
+	PYTHON=$(PYTHON) infra/install-system
+	@echo "installing the platform into $(VENV)"
+	$(PIP) -e '.[platform]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	PYTHON=$(PYTHON) infra/install-system --tests
+	@echo "installing the platform and its tools into $(VENV)"
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.platform $@
+
+.venv-peers/.done: bench/peers.txt
+	PYTHON=$(PYTHON) infra/install-system --tests
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers.txt
+	@touch $@

@@ -1,0 +1,111 @@
+"""Reads the ledgers: SQLite files of devices, streams and buckets of the platform. Read-only throughout."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Iterable
+from contextlib import closing
+from pathlib import Path
+
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.client import JetStreamContext
+from nats.js.errors import NoKeysError, NotFoundError
+
+from causeway.audit.compare import Dropped, Effect, Issued, Stored
+from schemas.envelope import parse
+from services.kit.api.ota import RolloutView
+from services.kit.api.scheduler import TaskView
+from services.kit.bus import Bus
+
+_BATCH = 256
+_FETCH_TIMEOUT_S = 2.0
+
+
+def read_outbox(path: Path, device: str) -> tuple[list[Issued], list[Dropped]]:
+    """What a device's outbox says that it issued, and what it gave up."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        letters = [
+            Issued(device, epoch, lane, sequence, letter, kind)
+            for letter, epoch, lane, sequence, kind in database.execute(
+                "SELECT id, epoch, lane, sequence, kind FROM letters"
+            )
+        ]
+        dropped = [
+            Dropped(device, epoch, lane, first, last)
+            for epoch, lane, first, last in database.execute("SELECT epoch, lane, first, last FROM losses")
+        ]
+        highest = list(database.execute("SELECT epoch, lane, issued FROM lanes"))
+    known = {(letter.epoch, letter.lane, letter.sequence) for letter in letters}
+    # Numbers that the table no longer holds were issued all the same.
+    forgotten = [
+        Issued(device, epoch, lane, number, f"{epoch}/{lane}/{number}", "forgotten")
+        for epoch, lane, issued in highest
+        for number in range(1, issued + 1)
+        if (epoch, lane, number) not in known
+    ]
+    return letters + forgotten, dropped
+
+
+def waiting_letters(path: Path) -> int:
+    """Letters of an outbox that have no receipt yet."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        return int(database.execute("SELECT count(*) FROM letters WHERE state = 'waiting'").fetchone()[0])
+
+
+async def read_in(bus: Bus) -> list[Stored]:
+    """Every letter in IN, in its order."""
+    found = []
+    async for subject, raw in read_stream(bus.js, "IN"):
+        levels = subject.split(".")
+        if len(levels) != 5:
+            continue  # a fence of the courier, not a letter
+        event = json.loads(parse(raw).body)
+        device = f"{levels[3]}/{levels[4]}"
+        found.append(Stored(device, event["epoch"], event["lane"], event["sequence"], event["id"], levels[2]))
+    return found
+
+
+async def read_effects(bus: Bus) -> list[Effect]:
+    """Every effect that the services keep: reports in rollouts, results in tasks, updates in the ledger of rounds."""
+    effects: list[Effect] = []
+    for rollout in map(RolloutView.model_validate_json, await _values(bus, "rollouts")):
+        for device in rollout.devices:
+            effects += [Effect(f"report {rollout.rollout}/{device.device}/{letter}", letter) for letter in device.applied]
+    for task in map(TaskView.model_validate_json, await _values(bus, "tasks")):
+        effects += [Effect(f"result {task.task}", result.letter) for result in task.results]
+    async for subject, raw in read_stream(bus.js, "ROUNDS"):
+        entry = json.loads(raw)
+        if entry.get("entry") == "accepted":
+            job = subject.rsplit(".", 1)[1]
+            effects.append(Effect(f"update {job}/{entry['round']}/{entry['device']}", entry["letter"]))
+    return effects
+
+
+async def read_stream(js: JetStreamContext, stream: str) -> AsyncIterator[tuple[str, bytes]]:
+    """Subject and bytes of each message, from the first to what was last when the reading began."""
+    try:
+        last = (await js.stream_info(stream)).state.last_seq
+    except NotFoundError:
+        return
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=30.0)
+    subscription = await js.pull_subscribe(">", stream=stream, config=config)
+    seen = 0
+    while seen < last:
+        try:
+            batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
+        except NatsTimeoutError:
+            return  # the rest was deleted meanwhile
+        for message in batch:
+            seen = message.metadata.sequence.stream
+            yield message.subject, message.data
+
+
+async def _values(bus: Bus, bucket: str) -> Iterable[bytes]:
+    try:
+        store = await bus.js.key_value(bucket)
+        keys = await store.keys()
+    except (NoKeysError, NotFoundError):
+        return []
+    return [entry.value for key in keys if (entry := await store.get(key)).value]
