@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_runtime.errors import ConfigError
 from schemas.ids import EntryPoint, Identifier
+from schemas.ota import Stage
 
 MB = 1 << 20
 
@@ -52,6 +53,8 @@ class EdgeSettings(BaseModel):
     tls_hostname: str | None = None
     """Name in the server's certificate where `url` names another host."""
     worker_idle_s: float = Field(30.0, ge=1)
+    stage: Stage = "production"
+    """Least mature releases that this device takes: `production` alone, `test` and up, or any (`development`)."""
     outbox: OutboxLimits = OutboxLimits()
     limits: OwnerLimits = OwnerLimits()
     datasets: dict[Identifier, Path] = {}

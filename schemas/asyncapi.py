@@ -8,8 +8,8 @@ from typing import Any
 
 from schemas import depot
 from schemas.envelope import MAX_LETTER_BYTES, PAYLOAD_TYPE
-from schemas.events import MAX_PIECE_BYTES, MAX_STATE_BYTES, DownLetter, Event, Message, UpLetter
-from schemas.letters import DOWN_DATA, PARCEL_DATA, STATE_DATA, UP_DATA
+from schemas.events import MAX_PIECE_BYTES, MAX_STATE_BYTES, Message
+from schemas.letters import DOWN_MODELS, PARCEL_DATA, STATE_MODELS, UP_MODELS
 from schemas.topics import BROADCASTS, DOWN_LETTERS, DOWN_PARCELS, DOWN_STATES, STATES, UP_LETTERS, UP_PARCELS
 
 _PARAMETERS = {
@@ -43,17 +43,22 @@ def document() -> dict[str, Any]:
         }
 
     for kind in sorted(UP_LETTERS):
-        add("letter", kind, "send", _letter(UpLetter[UP_DATA[kind]], f"Up{kind.title()}", schemas))  # type: ignore[misc]
+        add("letter", kind, "send", _letter(UP_MODELS[kind], f"Up{kind.title()}", schemas))
     for kind in sorted(STATES):
-        add("state", kind, "send", _state(STATE_DATA[kind], kind, schemas))
+        add("state", kind, "send", _state(STATE_MODELS[kind], kind, schemas))
     for kind in sorted(UP_PARCELS):
         add("parcel", kind, "send", _parcel(kind, schemas))
     for kind in sorted(DOWN_LETTERS | DOWN_STATES):
-        add("down", kind, "receive", _letter(DownLetter[DOWN_DATA[kind]], f"Down{kind.title()}", schemas))  # type: ignore[misc]
+        add("down", kind, "receive", _letter(DOWN_MODELS[kind], f"Down{kind.title()}", schemas))
     for kind in sorted(DOWN_PARCELS):
         add("down", kind, "receive", _parcel(kind, schemas))
     for kind in sorted(BROADCASTS):
-        add("all", kind, "receive", {"summary": "Versions to ask for.", "payload": _reference("TrustAnnouncement", schemas)})
+        add(
+            "all",
+            kind,
+            "receive",
+            {"summary": "Versions to ask for.", "payload": _reference("TrustAnnouncement", schemas)},
+        )
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -84,9 +89,9 @@ def _letter(model: type[Message], name: str, schemas: dict[str, Any]) -> dict[st
     }
 
 
-def _state(data: type[Message], kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
+def _state(model: type[Message], kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
     name = f"State{kind.title()}"
-    _define(Event[data], name, schemas)  # type: ignore[valid-type]
+    _define(model, name, schemas)
     return {
         "summary": f"CloudEvent, unsigned, at most {MAX_STATE_BYTES} bytes.",
         "contentType": PAYLOAD_TYPE,

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -181,7 +181,7 @@ def _unbase64(text: object, what: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise EnvelopeError(f"{what} is not base64") from error
     # Two spellings of the same bytes would let a changed byte pass.
-    if base64.b64encode(raw) != cast(str, text).encode():
+    if base64.b64encode(raw) != text.encode():
         raise EnvelopeError(f"{what} is not canonical base64")
     return raw
 

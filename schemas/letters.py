@@ -55,9 +55,10 @@ PARCEL_DATA: dict[str, type[Message]] = {"want": depot.Want}
 
 _KIND = re.compile(rb'"type":\s*"causeway\.([a-z]{1,32})\.v[0-9]{1,4}"')
 
-_UP = {kind: UpLetter[model] for kind, model in UP_DATA.items()}  # type: ignore[valid-type]
-_DOWN = {kind: DownLetter[model] for kind, model in DOWN_DATA.items()}  # type: ignore[valid-type]
-_STATE = {kind: Event[model] for kind, model in STATE_DATA.items()}  # type: ignore[valid-type]
+# Generic models are made at run time here, which a type checker cannot follow.
+UP_MODELS: dict[str, Any] = {kind: UpLetter[model] for kind, model in UP_DATA.items()}  # type: ignore[valid-type]
+DOWN_MODELS: dict[str, Any] = {kind: DownLetter[model] for kind, model in DOWN_DATA.items()}  # type: ignore[valid-type]
+STATE_MODELS: dict[str, Any] = {kind: Event[model] for kind, model in STATE_DATA.items()}  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +156,22 @@ def read_up(body: bytes, kind: str) -> UpLetter[Any]:
     Raises:
         MessageError: if they are not a letter of this kind in this version.
     """
-    return _read(_UP, body, kind)
+    letter: UpLetter[Any] = _read(UP_MODELS, body, kind)
+    return letter
 
 
 def read_down(body: bytes, kind: str) -> DownLetter[Any]:
     """Parse the signed bytes of a letter down. Raises as `read_up`."""
-    return _read(_DOWN, body, kind)
+    letter: DownLetter[Any] = _read(DOWN_MODELS, body, kind)
+    return letter
 
 
 def read_state(body: bytes, kind: str) -> Event[Any]:
     """Parse a state message. Raises as `read_up`; `oversized` above 4 KiB."""
     if len(body) > MAX_STATE_BYTES:
         raise MessageError(f"{kind} of {len(body)} bytes exceeds {MAX_STATE_BYTES}", reason="oversized")
-    return _read(_STATE, body, kind)
+    event: Event[Any] = _read(STATE_MODELS, body, kind)
+    return event
 
 
 def check_up(letter: UpLetter[Any], address: Address, platform: str, now: datetime) -> None:
@@ -192,9 +196,7 @@ def kind_of(envelope: Envelope) -> str:
     return match[1].decode() if match else ""
 
 
-def _check_bounds(
-    letter: UpLetter[Any] | DownLetter[Any], recipient: str, platform: str, now: datetime
-) -> None:
+def _check_bounds(letter: UpLetter[Any] | DownLetter[Any], recipient: str, platform: str, now: datetime) -> None:
     if letter.platform != platform:
         raise MessageError(
             f"letter {letter.id} is for platform {letter.platform}, this is {platform}", reason="wrong_platform"

@@ -91,6 +91,7 @@ class SmokeSpec(Message):
     sha256: Digest
     recipe: Digest
     length: Count
+    pieces: Annotated[int, Field(ge=1, le=7_281)] = 1
     tolerance: Annotated[float, Field(gt=0, le=1_000)]
 
 

@@ -10,7 +10,9 @@ from schemas.events import Message
 from schemas.ids import Base64, Count, Digest, EntryPoint, Identifier, Line, Ulid, Word
 
 TaskKind = Literal["inference", "training", "evaluation", "data", "diagnose", "pipeline", "user"]
-Value = Annotated[str, StringConstraints(max_length=4_096)] | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | bool
+Value = (
+    Annotated[str, StringConstraints(max_length=4_096)] | Annotated[int, Field(ge=-(2**53), le=2**53)] | float | bool
+)
 Values = Annotated[dict[Identifier, Value], Field(max_length=64)]
 
 

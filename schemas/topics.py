@@ -169,6 +169,19 @@ def parse_in(subject: str) -> tuple[str, Address]:
     return _known(levels[2], UP_LETTERS), Address(levels[3], levels[4])
 
 
+def fence_subject() -> str:
+    """The courier's own marks between letters in IN; three levels, so that no reader of a kind sees them."""
+    return f"{ROOT}.in.fence"
+
+
+def refused_subject(address: Address) -> str:
+    """Where IN keeps a letter whose sender is proven and whose turn it is, but which is expired or does not fit.
+
+    No service reads it; it spends the letter's number, so that those behind it do not wait for ever.
+    """
+    return f"{ROOT}.in.refused.{address.fleet}.{address.device}"
+
+
 def out_subject(address: Address, kind: str, slot: str) -> str:
     """A place in a device's mailbox; the newest letter of a slot wins."""
     _known(kind, DOWN_LETTERS)

@@ -72,7 +72,9 @@ async def read_effects(bus: Bus) -> list[Effect]:
     effects: list[Effect] = []
     for rollout in map(RolloutView.model_validate_json, await _values(bus, "rollouts")):
         for device in rollout.devices:
-            effects += [Effect(f"report {rollout.rollout}/{device.device}/{letter}", letter) for letter in device.applied]
+            effects += [
+                Effect(f"report {rollout.rollout}/{device.device}/{letter}", letter) for letter in device.applied
+            ]
     for task in map(TaskView.model_validate_json, await _values(bus, "tasks")):
         effects += [Effect(f"result {task.task}", result.letter) for result in task.results]
     async for subject, raw in read_stream(bus.js, "ROUNDS"):

@@ -81,9 +81,9 @@ def compare(
 ) -> Audit:
     """Hold the ledgers against each other.
 
-    A letter is lost if a device issued it, did not give it up by policy, and IN does not hold it. A number that is missing
-    from an outbox's own table counts as issued too, since numbers are given without gaps. It is applied twice if IN holds
-    it twice, if two letters changed one thing, or one letter changed something twice.
+    A letter is lost if a device issued it, did not give it up by policy, and IN does not hold it. A number that is
+    missing from an outbox's own table counts as issued too, since numbers are given without gaps. It is applied twice
+    if IN holds it twice, if two letters changed one thing, or one letter changed something twice.
     """
     sent = {(i.device, i.epoch, i.lane, i.sequence): i for i in issued}
     gaps = list(dropped)
@@ -98,8 +98,10 @@ def compare(
     twice += [f"IN holds letter {letter} {count} times" for letter, count in ids.items() if count > 1]
     by_thing = Counter(effect.what for effect in listed)
     twice += [f"{what} was changed {count} times" for what, count in by_thing.items() if count > 1]
-    by_letter = Counter((effect.letter, effect.what.split(" ")[0]) for effect in listed)
-    twice += [f"letter {letter} had {count} effects as {kind}" for (letter, kind), count in by_letter.items() if count > 1]
+    by_letter = Counter((effect.letter, effect.what.partition(" ")[0]) for effect in listed)
+    twice += [
+        f"letter {letter} had {count} effects as {kind}" for (letter, kind), count in by_letter.items() if count > 1
+    ]
     disorder = _out_of_order(arrivals)
     return Audit(
         devices=len({i.device for i in sent.values()}),

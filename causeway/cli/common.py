@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -18,7 +17,6 @@ from rich.table import Table
 from causeway.sdk import Orchestrator
 from schemas.errors import ContractError
 from services.kit.errors import NotFoundError, PlatformError, RefusedError, SettingsError, UnreachableError
-from services.kit.folder import default_root
 
 T = TypeVar("T")
 
@@ -37,17 +35,15 @@ _EXITS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 State = Annotated[
-    Path, typer.Option("--state", help="State folder of the platform.", envvar="CAUSEWAY_STATE", show_default=".causeway")
+    Path,
+    typer.Option("--state", help="State folder of the platform.", envvar="CAUSEWAY_STATE", show_default=".causeway"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
 
+DEFAULT_STATE = Path(".causeway")
+
 console = Console()
 errors = Console(stderr=True)
-
-
-def state_default() -> Path:
-    """`CAUSEWAY_STATE`, else `.causeway` in the working folder."""
-    return default_root()
 
 
 @contextmanager

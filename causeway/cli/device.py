@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from causeway.cli.common import Json, State, console, errors, explained, print_json, run, state_default, table
+from causeway.cli.common import DEFAULT_STATE, Json, State, console, errors, explained, print_json, run, table
 from causeway.sdk import Orchestrator
 from schemas.ids import check_identifier
 from services.kit.api.registry import DeviceView
@@ -30,7 +30,7 @@ def enrol(
     out: Annotated[Path | None, typer.Option("--out", help="Token file (default: DEVICE.token).")] = None,
     hours: Annotated[float, typer.Option("--hours", help="How long the token may be used.", min=0.01, max=720)] = 24.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing token file.")] = False,
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """Write an enrolment token, to be carried to the device.
@@ -55,7 +55,7 @@ def enrol(
 
 
 @app.command("list")
-def list_devices(fleet: Fleet = None, state: State = state_default(), as_json: Json = False) -> None:
+def list_devices(fleet: Fleet = None, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """List devices with their standing and last heartbeat.
 
     Example: causeway device list --fleet harbour
@@ -64,12 +64,23 @@ def list_devices(fleet: Fleet = None, state: State = state_default(), as_json: J
     if as_json:
         print_json(devices)
         return
-    columns = ("fleet", "device", "standing", "online", "last seen", "battery", "temp", "load", "models", "waiting letters")
+    columns = (
+        "fleet",
+        "device",
+        "standing",
+        "online",
+        "last seen",
+        "battery",
+        "temp",
+        "load",
+        "models",
+        "waiting letters",
+    )
     table(f"{len(devices)} devices", columns, [_row(device) for device in devices])
 
 
 @app.command()
-def show(device: Name, fleet: Fleet = None, state: State = state_default(), as_json: Json = False) -> None:
+def show(device: Name, fleet: Fleet = None, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Show everything known of one device.
 
     Example: causeway device show cam-1
@@ -100,7 +111,7 @@ def revoke(
     device: Name,
     fleet: Fleet = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """Cut one device off, now; the others do not notice.
@@ -129,7 +140,18 @@ def _default_fleet(state: Path) -> str:
 def _row(view: DeviceView) -> tuple[object, ...]:
     beat = view.heartbeat
     if beat is None:
-        return (view.fleet, view.device, view.standing, view.online, _moment(view.last_seen), None, None, None, None, None)
+        return (
+            view.fleet,
+            view.device,
+            view.standing,
+            view.online,
+            _moment(view.last_seen),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
     return (
         view.fleet,
         view.device,

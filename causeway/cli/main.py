@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from causeway.cli import data, device, release, rollout, task, train
-from causeway.cli.common import Json, State, console, explained, print_json, state_default
+from causeway.cli.common import DEFAULT_STATE, Json, State, console, explained, print_json
+from causeway.demo.run import run_demo
 from causeway.platform.init import InitOptions, init_platform
 from causeway.platform.supervisor import Supervisor, exclusive
 from services.kit import logs
@@ -45,12 +46,16 @@ def init(
     nats_port: Annotated[int | None, typer.Option("--nats-port", help="Default 4222.")] = None,
     mqtt_port: Annotated[int | None, typer.Option("--mqtt-port", help="Default 8883, without TLS 1883.")] = None,
     gateway_port: Annotated[int | None, typer.Option("--gateway-port", help="Default 8080.")] = None,
-    free_ports: Annotated[bool, typer.Option("--free-ports", help="Choose free ports instead of the defaults.")] = False,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Choose free ports instead of the defaults.")
+    ] = False,
     s3_endpoint: Annotated[str | None, typer.Option("--s3-endpoint", help="Keep artifacts in S3 at host:port.")] = None,
     s3_bucket: Annotated[str, typer.Option("--s3-bucket", help="Bucket in it.")] = "causeway",
-    s3_credentials: Annotated[Path | None, typer.Option("--s3-credentials", help="File: access key, then secret.")] = None,
+    s3_credentials: Annotated[
+        Path | None, typer.Option("--s3-credentials", help="File: access key, then secret.")
+    ] = None,
     s3_secure: Annotated[bool, typer.Option("--s3-tls/--s3-no-tls", help="Speak HTTPS to it.")] = True,
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """Make a new platform: keys, credentials, certificates, trust and configuration.
@@ -89,7 +94,7 @@ def init(
 
 
 @app.command()
-def up(state: State = state_default()) -> None:
+def up(state: State = DEFAULT_STATE) -> None:
     """Run the whole platform on this machine until Ctrl-C.
 
     Example: causeway up --state .causeway
@@ -109,7 +114,9 @@ def up(state: State = state_default()) -> None:
             if starting.done():
                 starting.result()
                 settings = supervisor.settings
-                console.print(f"[bold green]up[/]: devices at {settings.bus.mqtt_url}, services at {settings.bus.nats_url}")
+                console.print(
+                    f"[bold green]up[/]: devices at {settings.bus.mqtt_url}, services at {settings.bus.nats_url}"
+                )
                 console.print(f"API at http://{settings.http.host}:{settings.http.gateway_port}, logs in {folder.logs}")
                 console.print("next: [bold]causeway device enrol NAME[/]; Ctrl-C ends the platform")
                 await stop.wait()
@@ -124,7 +131,9 @@ def up(state: State = state_default()) -> None:
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the platform up at the end and say how to look at it.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the platform up at the end and say how to look at it.")
+    ] = False,
     report: Annotated[Path, typer.Option("--report", help="Where to write the report.")] = Path("demo-report.json"),
     folder: Annotated[Path | None, typer.Option("--folder", help="State folder (default: a temporary one).")] = None,
     as_json: Json = False,
@@ -133,8 +142,6 @@ def demo(
 
     Example: causeway demo --keep
     """
-    from causeway.demo.run import run_demo
-
     raise typer.Exit(run_demo(report=report, folder=folder, keep=keep, as_json=as_json))
 
 
@@ -142,7 +149,9 @@ def main() -> None:
     """Console script."""
     if sys.version_info < MIN_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
-        sys.exit(f"causeway: Python {found} is too old: it needs 3.11 or newer; on Debian 12 and Ubuntu 24.04 python3 is")
+        sys.exit(
+            f"causeway: Python {found} is too old: it needs 3.11 or newer; on Debian 12 and Ubuntu 24.04 python3 is"
+        )
     app()
 
 

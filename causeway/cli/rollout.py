@@ -9,7 +9,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from causeway.cli.common import EXIT_FAILED, Json, State, console, explained, print_json, run, state_default, table
+from causeway.cli.common import DEFAULT_STATE, EXIT_FAILED, Json, State, console, explained, print_json, run, table
 from causeway.sdk import Orchestrator
 from services.kit.api.ota import CreateRequest, RolloutView
 from services.kit.folder import StateFolder
@@ -26,12 +26,14 @@ def create(
     version: Annotated[str, typer.Argument(help="A published version of it.")],
     fleet: Annotated[str | None, typer.Option("--fleet", help="Fleet (default: the platform's).")] = None,
     device: Annotated[list[str] | None, typer.Option("--device", help="Only these devices; repeat it.")] = None,
-    waves: Annotated[str, typer.Option("--waves", help="Cumulative shares (or counts from 2 on); ends with 1.0.")] = "0.1,1.0",
+    waves: Annotated[
+        str, typer.Option("--waves", help="Cumulative shares (or counts from 2 on); ends with 1.0.")
+    ] = "0.1,1.0",
     canary: Annotated[str | None, typer.Option("--canary", help="A device that must be in the first wave.")] = None,
     deadline: Annotated[float, typer.Option("--deadline", help="Seconds per wave; silence by then is failure.")] = 3600,
     max_failed: Annotated[float, typer.Option("--max-failed", help="Share of a wave that may fail.")] = 0.0,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """Begin a rollout.
@@ -60,7 +62,7 @@ def create(
 
 
 @app.command()
-def watch(rollout: Id, state: State = state_default(), as_json: Json = False) -> None:
+def watch(rollout: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Follow a rollout to its end; exit 1 unless it is done.
 
     Example: causeway rollout watch 01J...
@@ -81,7 +83,7 @@ def watch(rollout: Id, state: State = state_default(), as_json: Json = False) ->
 
 
 @app.command()
-def abort(rollout: Id, state: State = state_default(), as_json: Json = False) -> None:
+def abort(rollout: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Assign no further device; what is installed stays.
 
     Example: causeway rollout abort 01J...
@@ -94,7 +96,7 @@ def abort(rollout: Id, state: State = state_default(), as_json: Json = False) ->
 
 
 @app.command("list")
-def list_rollouts(state: State = state_default(), as_json: Json = False) -> None:
+def list_rollouts(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """List rollouts, newest first.
 
     Example: causeway rollout list
@@ -105,7 +107,8 @@ def list_rollouts(state: State = state_default(), as_json: Json = False) -> None
         return
     columns = ("rollout", "model", "version", "fleet", "state", "wave", "devices", "reason")
     rows = [
-        (v.rollout, v.model, v.version, v.fleet, v.state, f"{v.wave + 1}/{v.waves}", _counts(v), v.reason) for v in rollouts
+        (v.rollout, v.model, v.version, v.fleet, v.state, f"{v.wave + 1}/{v.waves}", _counts(v), v.reason)
+        for v in rollouts
     ]
     table(f"{len(rollouts)} rollouts", columns, rows)
 
@@ -115,11 +118,19 @@ def _counts(view: RolloutView) -> str:
 
 
 def _summary(view: RolloutView) -> Table:
-    shown = Table(title=f"{view.model} {view.version}: {view.state}, wave {view.wave + 1} of {view.waves}", title_justify="left")
+    shown = Table(
+        title=f"{view.model} {view.version}: {view.state}, wave {view.wave + 1} of {view.waves}", title_justify="left"
+    )
     for column in ("device", "wave", "state", "step", "reason"):
         shown.add_column(column)
     for device in view.devices[:40]:
-        shown.add_row(device.device, str(device.wave + 1), device.state, device.step or "-", device.message or device.reason or "-")
+        shown.add_row(
+            device.device,
+            str(device.wave + 1),
+            device.state,
+            device.step or "-",
+            device.message or device.reason or "-",
+        )
     if len(view.devices) > 40:
         shown.caption = f"and {len(view.devices) - 40} more: {_counts(view)}"
     return shown

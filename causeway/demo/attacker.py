@@ -1,4 +1,4 @@
-"""The attacker of the demo: has a stolen device credential, a courier's, a depot's and the scheduler's key, all real."""
+"""The attacker of the demo: holds a device's credential, the courier's, the depot's and the scheduler's key, all real."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class Eavesdropper:
 async def send_tampered_piece(state: StateFolder, settings: Settings, victim: Address, data: bytes) -> None:
     """As the depot: a piece of the running model with one bit of one byte changed."""
     flipped = bytes([data[0] ^ 1]) + data[1:]
-    await _publish(state, settings, "depot", Topic(victim, Channel.DOWN, "piece"), hashlib.sha256(data).digest() + flipped)
+    await _publish(
+        state, settings, "depot", Topic(victim, Channel.DOWN, "piece"), hashlib.sha256(data).digest() + flipped
+    )
 
 
 async def send_forged_assignment(state: StateFolder, settings: Settings, victim: Address, genuine: bytes) -> None:

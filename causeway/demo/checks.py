@@ -58,7 +58,10 @@ def unmet_expectations(report: DemoReport, devices: int) -> list[str]:
     before = report.accuracy_before
     checks = [
         (report.devices == devices, f"{report.devices} of {devices} devices enrolled"),
-        (report.rounds >= MIN_ROUNDS, f"{report.rounds} rounds of training were closed, expected at least {MIN_ROUNDS}"),
+        (
+            report.rounds >= MIN_ROUNDS,
+            f"{report.rounds} rounds of training were closed, expected at least {MIN_ROUNDS}",
+        ),
         (report.tasks_done == 12, f"{report.tasks_done} of 12 profiling tasks were done"),
         (report.tasks_on_weak_device == 0, f"the device at 10 % battery got {report.tasks_on_weak_device} tasks"),
         (
@@ -77,8 +80,17 @@ def unmet_expectations(report: DemoReport, devices: int) -> list[str]:
             "the device whose link was cut had no letter waiting, so its return proves nothing",
         ),
         (report.offline_device_caught_up, "the device that was offline did not catch up to release 0.2.0"),
-        (report.refused.tampered == "wrong_digest", f"the tampered piece was not refused as such: {report.refused.tampered}"),
-        (report.refused.forged == "key_not_allowed", f"the forged assignment was not refused as such: {report.refused.forged}"),
-        (report.refused.replayed == "replayed", f"the replayed assignment was not refused as such: {report.refused.replayed}"),
+        (
+            report.refused.tampered == "wrong_digest",
+            f"the tampered piece was not refused as such: {report.refused.tampered}",
+        ),
+        (
+            report.refused.forged == "key_not_allowed",
+            f"the forged assignment was not refused as such: {report.refused.forged}",
+        ),
+        (
+            report.refused.replayed == "replayed",
+            f"the replayed assignment was not refused as such: {report.refused.replayed}",
+        ),
     ]
     return [sentence for met, sentence in checks if not met]

@@ -53,7 +53,13 @@ class DemoDevice:
         lines = ['state = "state"', f"heartbeat_s = {HEARTBEAT_S}"]
         if self.url is not None:
             lines.append(f'url = "{self.url}"')
-        lines += ["[limits]", "min_battery_percent = 5", "[datasets]", 'digits = "digits.npz"', 'holdout = "holdout.npz"']
+        lines += [
+            "[limits]",
+            "min_battery_percent = 5",
+            "[datasets]",
+            'digits = "digits.npz"',
+            'holdout = "holdout.npz"',
+        ]
         self.config.write_text("\n".join(lines) + "\n")
 
     async def enrol(self, token: Token) -> None:

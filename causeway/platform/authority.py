@@ -46,9 +46,7 @@ def write_authority(state: StateFolder, host: str, now: datetime | None = None) 
     )
     write_private(state.ca / "ca.pem", ca.public_bytes(Encoding.PEM))
     write_private(state.ca / "server.pem", certificate.public_bytes(Encoding.PEM))
-    write_private(
-        state.ca / "server.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    write_private(state.ca / "server.key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def _builder(

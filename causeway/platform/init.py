@@ -139,7 +139,9 @@ def _write_bus(state: StateFolder, settings: Settings) -> None:
     users |= {OPERATOR: operator_permissions(), AUDITOR: auditor_permissions()}
     for user, permissions in users.items():
         _write_user(state, account, user, permissions, issued)
-    claims_update = Permissions(("$SYS.REQ.CLAIMS.UPDATE",), ("$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", f"_INBOX_{SYSTEM_USER}.>"))
+    claims_update = Permissions(
+        ("$SYS.REQ.CLAIMS.UPDATE",), ("$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", f"_INBOX_{SYSTEM_USER}.>")
+    )
     _write_user(state, system, SYSTEM_USER, claims_update, issued)
     write_config(
         state,

@@ -105,7 +105,11 @@ class Supervisor:
         self.state.logs.mkdir(parents=True, exist_ok=True)
         with (self.state.logs / f"{child.name}.out").open("ab") as out:
             child.process = await asyncio.create_subprocess_exec(
-                *child.command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                *child.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
         child.starts += 1
@@ -147,9 +151,7 @@ class Supervisor:
                 if child.starts > 3 and not child.running:
                     raise PlatformError(f"start {child.name}: it ended {child.starts} times\n{self._tail(child)}")
             if time.monotonic() > deadline:
-                raise PlatformError(
-                    f"waited {READY_TIMEOUT_S:.0f} s for {what}; its log:\n{self._tail(children[0])}"
-                )
+                raise PlatformError(f"waited {READY_TIMEOUT_S:.0f} s for {what}; its log:\n{self._tail(children[0])}")
             await asyncio.sleep(POLL_S)
 
     def _check_ports(self) -> None:
@@ -163,8 +165,8 @@ class Supervisor:
                     probe.bind((host, port))
                 except OSError as error:
                     raise SettingsError(
-                        f"start the platform: port {port} on {host} is in use ({error.strerror}); end what listens there "
-                        f"(`ss -ltnp 'sport = :{port}'`) or change {setting} in {self.state.settings}"
+                        f"start the platform: port {port} on {host} is in use ({error.strerror}); end what listens "
+                        f"there (`ss -ltnp 'sport = :{port}'`) or change {setting} in {self.state.settings}"
                     ) from error
 
     def _bus_listens(self) -> bool:
@@ -233,5 +235,3 @@ def _accepts(host: str, port: int) -> bool:
 def _die_with_parent() -> None:
     # Without this a supervisor that is killed would leave its processes behind.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-

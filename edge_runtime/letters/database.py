@@ -54,10 +54,6 @@ class Database:
         with self._lock, self._explained("read"):
             return self._connection.execute(query, parameters).fetchall()
 
-    def version(self) -> int:
-        """A number that changes when another process writes."""
-        return int(self.read("PRAGMA data_version")[0][0])
-
     def limit_pages(self, pages: int) -> None:
         """Let the file grow no further than this, as a full disk would."""
         self.read(f"PRAGMA max_page_count={pages}")

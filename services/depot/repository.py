@@ -113,10 +113,14 @@ class Repository:
         """Store a services document beside the one that holds."""
         self.write(f"{hashlib.sha256(data).hexdigest()}.{SERVICES_FILE}", data)
 
+    def reload(self) -> None:
+        """Look again at what holds; a root holds as soon as it is written."""
+        self._head = self._load_head()
+
     def commit(self, timestamp: bytes) -> None:
         """Put a timestamp, and all that it leads to, into effect."""
         self.write(TIMESTAMP_FILE, timestamp)
-        self._head = self._load_head()
+        self.reload()
         self.write(SERVICES_FILE, self.services())
 
     def _load_head(self) -> Head:

@@ -1,7 +1,7 @@
 """A service's connection to the bus. FastStream carries requests, nats-py the streams, over one connection.
 
-Streams are read with nats-py alone: FastStream's pull loop ends at an API error that it does not know, and a service that
-stops reading in silence is the one thing that must not happen (decision 0002).
+Streams are read with nats-py alone: FastStream's pull loop ends at an API error that it does not know, and a service
+that stops reading in silence is the one thing that must not happen (decision 0002).
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ def operator_jwt(operator: NKey, system_account: str, issued_at: int) -> str:
 
 def account_jwt(operator: NKey, claims: AccountClaims) -> str:
     """JWT of an account, signed by the operator."""
-    limits: dict[str, Any] = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED)
+    limits: dict[str, Any] = dict.fromkeys(
+        ("subs", "data", "payload", "imports", "exports", "conn", "leaf"), _UNLIMITED
+    )
     limits["wildcards"] = True
     stored = _UNLIMITED if claims.jetstream else 0
     limits |= dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), stored)

@@ -54,8 +54,8 @@ class Intake:
     """One durable consumer on IN for one kind.
 
     The handler sees every letter at least once, in the order of IN, and must have one effect. If it raises a
-    `ContractError`, the letter goes to REJECTS; if it raises anything else, the same letter is tried again after a second
-    and those behind it wait, since order is part of the promise.
+    `ContractError`, the letter goes to REJECTS; if it raises anything else, the same letter is tried again after a
+    second and those behind it wait, since order is part of the promise.
     """
 
     def __init__(self, bus: Bus, service: str, kind: str, handler: Handler, book: DeviceBook | None) -> None:

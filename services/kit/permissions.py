@@ -70,8 +70,9 @@ def service_permissions(service: str) -> Permissions:
         publish |= _reads_bucket(bucket_name)
     publish |= {f"cw.out.*.*.{kind}.*" for kind in _LETTERS.get(service, ())}
     publish |= set(_CALLS.get(service, ())) | set(_EXTRA_PUBLISH.get(service, ()))
+    publish |= {f"_INBOX_{caller}.>" for caller in _callers(service)}
     subscribe |= set(_EXTRA_SUBSCRIBE.get(service, ()))
-    return Permissions(tuple(publish), tuple(subscribe), allow_responses=True)
+    return Permissions(tuple(publish), tuple(subscribe))
 
 
 def operator_permissions() -> Permissions:
@@ -92,6 +93,20 @@ def auditor_permissions() -> Permissions:
     for stream in STREAMS:
         publish |= _consumes(stream)
     return Permissions(tuple(publish), (f"_INBOX_{AUDITOR}.>", "cw.ev.>"))
+
+
+def _callers(service: str) -> set[str]:
+    """Who may ask a service, so whom it may answer; an inbox ends in an unguessable part.
+
+    Not `allow_responses`: with it nats-server 2.9.10 remembers the reply subject of every message that it delivers, those of
+    JetStream too, and searches them all again and again: 3,000 messages a second instead of 100,000.
+    """
+    asking = {caller for caller, verbs in _CALLS.items() if any(_reaches(verb, service) for verb in verbs)}
+    return asking | {OPERATOR}
+
+
+def _reaches(verb: str, service: str) -> bool:
+    return verb.split(".")[2] in {service, "*"}
 
 
 def _owns(stream: str) -> set[str]:

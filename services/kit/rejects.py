@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import structlog
 from nats.errors import Error as NatsError
 from prometheus_client import Counter
-import structlog
 
 from schemas.topics import reject_subject
 from services.kit.bus import Bus
 
 log = structlog.get_logger()
 
-REJECTED = Counter("causeway_rejected_total", "Messages refused, by service, kind and reason.", ["service", "kind", "reason"])
+REJECTED = Counter(
+    "causeway_rejected_total", "Messages refused, by service, kind and reason.", ["service", "kind", "reason"]
+)
 MAX_KEPT_BYTES = 65_536
 _MAX_REASON = 400
 

@@ -49,7 +49,7 @@ class Service:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Run something for as long as the service lives; if it ends with an error the service ends, to be restarted."""
+        """Run something for as long as the service lives; an error of it ends the service, to be restarted."""
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._ended)
         self._tasks.append(task)
@@ -108,8 +108,8 @@ class Service:
             self.reached("start")
             log.info("service.started", health_port=health.port)
             stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({stopping, self._failed}, return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+            self._failed.add_done_callback(lambda _: stop.set())
+            await stopping
             if self._failed.done():
                 self._failed.result()
         finally:
@@ -149,7 +149,7 @@ def main(name: str, wire: Wire) -> None:
         asyncio.run(_main(name, wire, StateFolder(arguments.state.absolute())))
     except PlatformError as error:
         log.error("service.failed", error=str(error))
-        print(f"{name}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{name}: {error}\n")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -28,7 +28,8 @@ class BusSettings(BaseModel):
     def _no_clear_text_on_a_network(self) -> Self:
         if not self.tls and not _is_loopback(self.host):
             raise ValueError(
-                f"tls is off on {self.host}: without TLS only 127.0.0.1 is served; set bus.tls = true or bus.host = '127.0.0.1'"
+                f"tls is off on {self.host}: without TLS only 127.0.0.1 is served; "
+                "set bus.tls = true or bus.host = '127.0.0.1'"
             )
         return self
 
@@ -80,11 +81,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file."""
         return env_settings, init_settings

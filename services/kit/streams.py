@@ -1,4 +1,7 @@
-"""Every stream and bucket of the platform, declared once (design, section 5). Owners ensure theirs at start and on reconnect."""
+"""Every stream and bucket of the platform, declared once (design, section 5).
+
+Owners ensure theirs at start and on reconnect.
+"""
 
 from __future__ import annotations
 
@@ -58,12 +61,8 @@ class BucketSpec:
     storage: StorageType = StorageType.FILE
 
 
-TELEMETRY = StreamSpec(
-    "TELEMETRY", "registry", (up_pattern(Channel.STATE, ">"),), StorageType.MEMORY, 120.0, 256 * MB
-)
-UP = StreamSpec(
-    "UP", "courier", (up_pattern(Channel.LETTER, ">"),), StorageType.MEMORY, 300.0, 256 * MB, no_ack=True
-)
+TELEMETRY = StreamSpec("TELEMETRY", "registry", (up_pattern(Channel.STATE, ">"),), StorageType.MEMORY, 120.0, 256 * MB)
+UP = StreamSpec("UP", "courier", (up_pattern(Channel.LETTER, ">"),), StorageType.MEMORY, 300.0, 256 * MB, no_ack=True)
 IN = StreamSpec("IN", "courier", ("cw.in.>",), StorageType.FILE, 7 * DAY_S, 8_192 * MB)
 OUT = StreamSpec("OUT", "courier", ("cw.out.>",), StorageType.FILE, 30 * DAY_S, 4_096 * MB, latest_only=True)
 EVENTS = StreamSpec("EVENTS", "registry", ("cw.ev.>",), StorageType.FILE, 7 * DAY_S, 1_024 * MB)

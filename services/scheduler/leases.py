@@ -1,9 +1,10 @@
 """The life of a task as a pure state machine: queued, leased for one term after the other, done or failed.
 
-The lease lives inside the task's record and not in a bucket of its own: one compare-and-set of one key then decides who
-holds the task, under which term and which letter says so, and no crash can leave a lease without its task or a task with
-two leases. The letter is posted after the record is stored and carries the letter id that the record holds, so posting it
-again is harmless. A result changes the record in the same way; the record is the effect, and knows the letters that made it.
+The lease lives inside the task's record and not in a bucket of its own: one compare-and-set of one key then decides
+who holds the task, under which term and which letter says so, and no crash can leave a lease without its task or a task
+with two leases. The letter is posted after the record is stored and carries the letter id that the record holds, so
+posting it again is harmless. A result changes the record in the same way; the record is the effect, and knows the
+letters that made it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from schemas.errors import MessageError
 from schemas.ids import Address
 from schemas.scheduler import Limits, Result, Task, Values
-from services.kit.api.scheduler import AppliedResult, Reason, Requires, SubmitRequest, TaskState, TaskView
+from services.kit.api.scheduler import AppliedResult, Reason, SubmitRequest, TaskState, TaskView
 from services.scheduler.placement import Demand
 
 GRACE_S = 5.0
@@ -110,9 +111,7 @@ class TaskRecord(BaseModel):
         )
 
 
-def task_data(
-    task: str, term: int, kind: str, runner: str, inputs: Values, limits: Limits, deadline: datetime
-) -> Task:
+def task_data(task: str, term: int, kind: str, runner: str, inputs: Values, limits: Limits, deadline: datetime) -> Task:
     """Build the data of a task letter."""
     return Task.model_validate(
         {

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from services.kit.api.scheduler import Reason, Requires
-from services.scheduler.scoring import MAX_LEASES_PER_DEVICE, Node, Worth, ineligible, worth
+from services.scheduler.scoring import Node, Worth, full, ineligible, worth
 
 MAX_OTHERS = 16
 """Devices besides the chosen one whose reasons are kept."""
@@ -35,6 +35,14 @@ class Demand:
     ram_mb: int
     group: str
     max_per_device: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for tasks of one class."""
+        parts = [self.fleet, self.runner, self.requires.model_dump_json(), str(self.ram_mb)]
+        if self.max_per_device is not None:
+            parts += [self.group, str(self.max_per_device)]
+        return "\0".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +106,18 @@ class Placer:
         while pool.heap:
             entry = heapq.heappop(pool.heap)
             node = self._nodes[demand.fleet, entry[2]]
-            full = self._full(demand, pool, node)
-            if full is not None:
-                pool.refused.append(Reason(device=node.device, why=full))
+            why = self._occupied(demand, pool, node)
+            if why is not None:
+                pool.refused.append(Reason(device=node.device, why=why))
             elif entry[1] != node.running:
                 heapq.heappush(pool.heap, self._entry(pool, node))
             else:
                 return entry
         return None
 
-    def _full(self, demand: Demand, pool: _Pool, node: Node) -> str | None:
-        if node.running >= MAX_LEASES_PER_DEVICE:
-            return f"holds {node.running} tasks, the most that one device may"
+    def _occupied(self, demand: Demand, pool: _Pool, node: Node) -> str | None:
+        if (why := full(node)) is not None:
+            return why
         held = pool.held[node.device]
         if demand.max_per_device is not None and held >= demand.max_per_device:
             return f"holds {held} of these tasks, at most {demand.max_per_device} per device"
@@ -123,18 +131,9 @@ class Placer:
         heapq.heappush(pool.heap, self._entry(pool, node))
 
     def _pool(self, demand: Demand) -> _Pool:
-        key = "\0".join(
-            (
-                demand.fleet,
-                demand.runner,
-                demand.requires.model_dump_json(),
-                str(demand.ram_mb),
-                *((demand.group, str(demand.max_per_device)) if demand.max_per_device is not None else ()),
-            )
-        )
-        pool = self._pools.get(key)
+        pool = self._pools.get(demand.key)
         if pool is None:
-            pool = self._pools[key] = self._build(demand)
+            pool = self._pools[demand.key] = self._build(demand)
         return pool
 
     def _build(self, demand: Demand) -> _Pool:
@@ -180,8 +179,6 @@ class Placer:
             node = self._nodes[demand.fleet, device]
             factors = pool.worths[device]
             scored.append(
-                Reason(
-                    device=device, score=round(factors.score(node.running), 6), why=factors.explain(node.running)
-                )
+                Reason(device=device, score=round(factors.score(node.running), 6), why=factors.explain(node.running))
             )
         return scored + refused[: MAX_OTHERS - len(scored)]

@@ -1,7 +1,7 @@
 """What a device is worth for a task, and why it may not have one. Pure: readings in, numbers and sentences out.
 
-A reading that is missing is not zero, and zero is not missing: a battery of 0 % refuses, a load that was not read counts as
-half.
+A reading that is missing is not zero, and zero is not missing: a battery of 0 % refuses, a load that was not read
+counts as half.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.kit.api.scheduler import Requires
 UNREAD_IDLE = 0.5
 """Idle share of a device that does not say its load."""
 LEAST_IDLE = 0.05
-"""A loaded device still works at low priority; with 0 the running tasks would no longer count, and all would pile up."""
+"""A loaded device still works at low priority; with 0 the running tasks would no longer count and all would pile up."""
 LEAST_SUCCESS = 0.05
 UNREAD_HEAT = 0.9
 LEAST_HEAT = 0.25
@@ -77,26 +77,40 @@ def ineligible(node: Node, runner: str, requires: Requires, ram_mb: int) -> str 
         ram_mb: the most that the task may use.
     """
     view = node.view
-    beat = view.heartbeat
+    missing = _absent(view, requires) or _unequipped(view, runner, requires)
+    if missing is not None:
+        return missing
+    if view.heartbeat is None:
+        return "no heartbeat yet"
+    return (
+        full(node)
+        or _short_of_power(node, requires)
+        or _too_hot(view.heartbeat.temp_c, requires)
+        or _short_of_memory(node, max(requires.ram_free_mb, ram_mb))
+    )
+
+
+def full(node: Node) -> str | None:
+    """Whether a device holds as many tasks as it may."""
+    if node.running >= MAX_LEASES_PER_DEVICE:
+        return f"holds {node.running} tasks, the most that one device may"
+    return None
+
+
+def _absent(view: DeviceView, requires: Requires) -> str | None:
     if requires.devices is not None and view.device not in requires.devices:
         return "not among the chosen devices"
     if view.standing != "enrolled":
         return f"standing is {view.standing}"
-    if not view.online:
-        return "offline"
+    return None if view.online else "offline"
+
+
+def _unequipped(view: DeviceView, runner: str, requires: Requires) -> str | None:
     if runner not in view.capabilities.runners:
         return f"runner {runner} is not installed"
     if requires.dataset is not None and requires.dataset not in view.capabilities.datasets:
         return f"has no dataset {requires.dataset}"
-    if beat is None:
-        return "no heartbeat yet"
-    if node.running >= MAX_LEASES_PER_DEVICE:
-        return f"holds {node.running} tasks, the most that one device may"
-    return (
-        _short_of_power(node, requires)
-        or _too_hot(beat.temp_c, requires)
-        or _short_of_memory(node, max(requires.ram_free_mb, ram_mb))
-    )
+    return None
 
 
 def charging(view: DeviceView) -> bool:

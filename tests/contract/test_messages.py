@@ -55,29 +55,28 @@ MODELS = [
 
 
 def unbounded(schema: dict[str, Any], place: str = "") -> list[str]:
-    """Places in a JSON schema where a string, list, object or number has no limit."""
-    found: list[str] = []
-    kind = schema.get("type")
-    if kind == "string" and not {"maxLength", "pattern", "const", "enum", "format"} & schema.keys():
-        found.append(f"{place}: string")
-    if kind == "string" and "maxLength" not in schema and "pattern" in schema:
-        if sre_parser.parse(schema["pattern"]).getwidth()[1] > 65_536:
-            found.append(f"{place}: pattern {schema['pattern']}")
-    if kind == "array" and "maxItems" not in schema:
-        found.append(f"{place}: list")
-    if kind == "object" and "additionalProperties" in schema and "maxProperties" not in schema:
-        if schema["additionalProperties"] is not True:
-            found.append(f"{place}: mapping")
-    for name, inner in schema.get("properties", {}).items():
+    """Places in a JSON schema where a string, list or mapping has no limit."""
+    found = [f"{place}: {schema['type']}"] if has_no_limit(schema) else []
+    named = schema.get("properties", {}) | schema.get("$defs", {})
+    for name, inner in named.items():
         found += unbounded(inner, f"{place}.{name}")
-    for name, inner in schema.get("$defs", {}).items():
-        found += unbounded(inner, name)
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            found += unbounded(schema[key], f"{place}[]")
-    for inner in schema.get("anyOf", []):
-        found += unbounded(inner, place)
+    for inner in (schema.get("items"), schema.get("additionalProperties"), *schema.get("anyOf", [])):
+        if isinstance(inner, dict):
+            found += unbounded(inner, f"{place}[]")
     return found
+
+
+def has_no_limit(schema: dict[str, Any]) -> bool:
+    """Whether one level of a schema lets its value grow without end."""
+    match schema.get("type"):
+        case "string":
+            longest = sre_parser.parse(schema.get("pattern", ".*")).getwidth()[1]
+            return longest > 65_536 and not {"maxLength", "const", "enum", "format"} & schema.keys()
+        case "array":
+            return "maxItems" not in schema
+        case "object":
+            return isinstance(schema.get("additionalProperties"), dict) and "maxProperties" not in schema
+    return False
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

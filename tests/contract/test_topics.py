@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,9 +9,9 @@ from hypothesis import strategies as st
 from schemas.errors import TopicError
 from schemas.ids import Address
 from schemas.topics import (
+    DOWN_LETTERS,
     KINDS,
     UP_LETTERS,
-    DOWN_LETTERS,
     Channel,
     Topic,
     bootstrap_permissions,
@@ -55,12 +57,8 @@ def test_a_broadcast_survives_and_is_no_device_topic(fleet: str) -> None:
 
 @given(st.text(max_size=80))
 def test_any_text_is_a_topic_or_a_clear_refusal(text: str) -> None:
-    try:
-        topic = parse_mqtt(text)
-    except TopicError as error:
-        assert str(error)
-    else:
-        assert topic.mqtt == text
+    with contextlib.suppress(TopicError):
+        assert parse_mqtt(text).mqtt == text
 
 
 @pytest.mark.parametrize("bad", ["", "a.b", "a b", "a/b", "+", "#", "*", ">", "-a", "x" * 64, "é", "a\n", "a\x00"])

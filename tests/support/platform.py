@@ -65,7 +65,9 @@ class LivePlatform:
         """Start nats-server and wait for both listeners."""
         self._spawn("nats-server", [find_nats_server(), "-c", str(self.state.nats_conf)])
         bus = self.settings.bus
-        eventually(lambda: accepts(bus.host, bus.nats_port) and accepts(bus.host, bus.mqtt_port), "nats-server to listen")
+        eventually(
+            lambda: accepts(bus.host, bus.nats_port) and accepts(bus.host, bus.mqtt_port), "nats-server to listen"
+        )
 
     def start_service(self, name: str) -> None:
         """Start `python -m services.NAME` and wait until it is ready."""

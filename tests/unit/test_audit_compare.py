@@ -19,7 +19,9 @@ def stored(sequence: int) -> Stored:
 @given(st.integers(1, 30), st.data())
 def test_a_missing_letter_is_always_found(count: int, data: st.DataObject) -> None:
     missing = data.draw(st.sets(st.integers(1, count)))
-    audit = compare(map(issued, range(1, count + 1)), [], [stored(n) for n in range(1, count + 1) if n not in missing], [])
+    audit = compare(
+        map(issued, range(1, count + 1)), [], [stored(n) for n in range(1, count + 1) if n not in missing], []
+    )
     assert audit.letters_sent == count
     assert audit.letters_lost == len(missing)
 

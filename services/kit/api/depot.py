@@ -47,3 +47,30 @@ class ReleaseView(BaseModel):
     target: str
     artifact: Artifact
     custom: ReleaseCustom
+    floor: int = 0
+    """The model's floor: nothing with a lower `seq` is installed any more."""
+    revoked: bool = False
+
+
+class PublishAnswer(BaseModel):
+    """What `publish` answers: what holds now, and the releases that are new."""
+
+    head: TrustState
+    releases: list[ReleaseView]
+
+
+class ReleaseEvent(BaseModel):
+    """Event `release`: a release that is installable from now on."""
+
+    release: ReleaseView
+
+
+class TrustEvent(BaseModel):
+    """Event `trust`: the versions that hold from now on."""
+
+    head: TrustState
+
+
+def release_key(model: str, version: str) -> str:
+    """Key of a release in bucket `releases`; keys there hold no `+`, and no version holds a `=`."""
+    return f"{model}.{version.replace('+', '=')}"

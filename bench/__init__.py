@@ -1,0 +1,1 @@
+"""Measurements of speed and memory, beside the programs that people would use otherwise: `make bench`."""

@@ -1,0 +1,149 @@
+"""The inbox: letters down that were taken, until handled and then as ids for as long as they could come again.
+
+| table | one row per | columns |
+|---|---|---|
+| letters | letter taken | `id`, `kind`, `slot`, `generation`, `revision`, `expires`, `taken_at` in seconds since 1970, `state` held or handled, `envelope` while held |
+| orders | (kind, slot) | `generation`, `revision` of the newest that was taken |
+| floors | service key | `keyid`, `generation`, `time` proven by that key |
+| facts | name | `value`: what the agent must not forget (twin, restarts, digest of the last trust pack) |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.letters.admission import Admission, Order, admit
+from edge_runtime.letters.database import Database
+from schemas.events import DownLetter, utc
+
+MAX_HELD = 1_000
+MAX_IDS = 50_000
+KEEP_AFTER_EXPIRY_S = 24 * 3_600.0
+"""The courier may be late in dropping an expired letter."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS letters (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, slot TEXT NOT NULL, generation INTEGER NOT NULL, revision INTEGER NOT NULL,
+    expires REAL NOT NULL, taken_at REAL NOT NULL, state TEXT NOT NULL, envelope BLOB);
+CREATE INDEX IF NOT EXISTS letters_by_state ON letters (state, expires);
+CREATE TABLE IF NOT EXISTS orders (
+    kind TEXT NOT NULL, slot TEXT NOT NULL, generation INTEGER NOT NULL, revision INTEGER NOT NULL,
+    PRIMARY KEY (kind, slot)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS floors (
+    keyid TEXT PRIMARY KEY, generation INTEGER NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A letter that was taken and is not handled yet."""
+
+    id: str
+    kind: str
+    envelope: bytes
+
+
+class Inbox:
+    """What came down, on disk. Every method raises OutboxError if the disk does not do its part."""
+
+    def __init__(self, path: Path, now: Callable[[], float]) -> None:
+        """`now`: seconds since 1970."""
+        self._now = now
+        self._database = Database(path, SCHEMA)
+
+    def judge(self, letter: DownLetter[Any], kind: str) -> Admission:
+        """Whether a verified letter is new."""
+        seen = self._database.read("SELECT generation, revision FROM letters WHERE id = ?", (letter.id,))
+        newest = self._database.read(
+            "SELECT generation, revision FROM orders WHERE kind = ? AND slot = ?", (kind, letter.slot)
+        )
+        return admit(
+            Order(letter.generation, letter.revision),
+            Order(newest[0]["generation"], newest[0]["revision"]) if newest else None,
+            own_slot=letter.slot == letter.id,
+            seen=bool(seen),
+        )
+
+    def full(self) -> bool:
+        """Whether too many letters wait to be handled; more stay in the mailbox until some are."""
+        return int(self._database.read("SELECT count(*) FROM letters WHERE state = 'held'")[0][0]) >= MAX_HELD
+
+    def take(self, letter: DownLetter[Any], kind: str, envelope: bytes, keyid: str) -> None:
+        """Store a letter, its order in its slot and the time that it proves; on disk when this returns."""
+        with self._database.write("store a letter down") as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, 'held', ?)",
+                (
+                    *(letter.id, kind, letter.slot, letter.generation, letter.revision),
+                    *(letter.expires.timestamp(), self._now(), envelope),
+                ),
+            )
+            if letter.slot != letter.id:
+                connection.execute(
+                    "INSERT OR REPLACE INTO orders VALUES (?, ?, ?, ?)",
+                    (kind, letter.slot, letter.generation, letter.revision),
+                )
+            connection.execute(
+                "INSERT INTO floors VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET time = max(time, excluded.time)",
+                (keyid, letter.generation, letter.time.timestamp()),
+            )
+
+    def handled(self, letter_id: str) -> None:
+        """Keep only the id of a letter."""
+        with self._database.write("note a handled letter") as connection:
+            connection.execute("UPDATE letters SET state = 'handled', envelope = NULL WHERE id = ?", (letter_id,))
+
+    def held(self) -> list[Held]:
+        """Letters that are not handled yet, oldest first."""
+        rows = self._database.read(
+            "SELECT id, kind, envelope FROM letters WHERE state = 'held' ORDER BY taken_at, rowid"
+        )
+        return [Held(row["id"], row["kind"], row["envelope"]) for row in rows]
+
+    def newest_ids(self, limit: int) -> list[str]:
+        """Ids of the letters that came last, for hello."""
+        rows = self._database.read("SELECT id FROM letters ORDER BY taken_at DESC LIMIT ?", (limit,))
+        return [str(row["id"]) for row in rows]
+
+    def trim(self) -> None:
+        """Forget ids that cannot come again, and the oldest beyond the bound."""
+        with self._database.write("trim the inbox") as connection:
+            connection.execute(
+                "DELETE FROM letters WHERE state = 'handled' AND expires < ?", (self._now() - KEEP_AFTER_EXPIRY_S,)
+            )
+            connection.execute(
+                "DELETE FROM letters WHERE id IN (SELECT id FROM letters WHERE state = 'handled' "
+                "ORDER BY expires DESC LIMIT -1 OFFSET ?)",
+                (MAX_IDS,),
+            )
+
+    def time_floor(self) -> datetime | None:
+        """Latest time that a service key has proven."""
+        latest = self._database.read("SELECT max(time) FROM floors")[0][0]
+        return None if latest is None else utc(latest)
+
+    def keep_floors(self, keyids: Collection[str]) -> None:
+        """Drop the times proven by keys that are no longer listed: one of them may have been stolen."""
+        gone = [row["keyid"] for row in self._database.read("SELECT keyid FROM floors") if row["keyid"] not in keyids]
+        if gone:
+            with self._database.write("drop time floors") as connection:
+                connection.executemany("DELETE FROM floors WHERE keyid = ?", [(keyid,) for keyid in gone])
+
+    def fact(self, name: str) -> str | None:
+        """Something remembered."""
+        rows = self._database.read("SELECT value FROM facts WHERE name = ?", (name,))
+        return str(rows[0]["value"]) if rows else None
+
+    def remember(self, name: str, value: str) -> None:
+        """Store a fact; on disk when this returns."""
+        with self._database.write(f"remember {name}") as connection:
+            connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()

@@ -1,0 +1,143 @@
+"""Reading a stream in bursts: one pull request at a time, handing out whatever has arrived.
+
+nats-py's `fetch` either waits for a full batch or makes two requests for each; this one returns the first burst at once, and
+tells an empty stream from a consumer that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from services.kit.bus import Bus
+from services.kit.errors import PlatformError
+
+SCAN_BATCH = 1_000
+GRACE_S = 2.0
+INACTIVE_S = 60.0
+_EMPTY = frozenset({"404", "408"})
+
+
+class PullError(PlatformError):
+    """The consumer does not answer or is gone; make it again."""
+
+    code = "pull_failed"
+
+
+class Puller:
+    """One reader of one consumer."""
+
+    def __init__(self, nc: Client, stream: str, consumer: str) -> None:
+        self._nc = nc
+        self._stream = stream
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._inbox = nc.new_inbox()
+        self._subscription: Subscription | None = None
+        self._buffer: deque[Msg] = deque()
+        self._outstanding = 0
+        self._broken: str | None = None
+        self._arrived = asyncio.Event()
+
+    async def open(self) -> None:
+        """Listen for what will be pulled."""
+        self._subscription = await self._nc.subscribe(self._inbox, cb=self._receive)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._subscription is not None and not self._nc.is_closed:
+            await self._subscription.unsubscribe()
+            self._subscription = None
+
+    def interrupt(self, why: str) -> None:
+        """Have `take` raise at once, since a restarted server forgot the request."""
+        self._broken = why
+        self._arrived.set()
+
+    async def take(self, limit: int, wait_s: float) -> list[Msg]:
+        """Messages that are there, at most `limit`; none after `wait_s`, or at once if `wait_s` is 0 and the stream is read.
+
+        Raises:
+            PullError: if the consumer is gone or silent.
+        """
+        if not self._buffer:
+            if not self._outstanding:
+                await self._request(limit, wait_s)
+            await self._wait(wait_s + GRACE_S)
+        return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+
+    async def _request(self, limit: int, wait_s: float) -> None:
+        self._outstanding = limit
+        self._arrived.clear()
+        request = {"batch": limit, "expires": int(wait_s * 1e9)} if wait_s else {"batch": limit, "no_wait": True}
+        await self._nc.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
+
+    async def _wait(self, timeout_s: float) -> None:
+        if self._broken is None and not self._buffer:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
+            except TimeoutError as error:
+                raise PullError(f"pull from {self._stream}: no answer within {timeout_s} s") from error
+        if self._broken is not None:
+            raise PullError(f"pull from {self._stream}: {self._broken}")
+
+    async def _receive(self, message: Msg) -> None:
+        status = message.headers.get("Status") if message.headers and not message.data else None
+        if status is None:
+            self._buffer.append(message)
+            self._outstanding -= 1
+        elif status in _EMPTY:
+            self._outstanding = 0
+        else:
+            self._broken = f"{status} {message.headers.get('Description', '') if message.headers else ''}".strip()
+        self._arrived.set()
+
+
+async def open_consumer(bus: Bus, stream: str, start: int, *, headers_only: bool = False) -> Puller:
+    """An ephemeral reader from a sequence on; it goes by itself when it is not read.
+
+    Raises:
+        nats.errors.Error: if the stream is missing or JetStream does not answer.
+    """
+    config = ConsumerConfig(
+        ack_policy=AckPolicy.NONE,
+        deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+        opt_start_seq=max(1, start),
+        headers_only=headers_only or None,
+        inactive_threshold=INACTIVE_S,
+    )
+    info = await bus.js.add_consumer(stream, config)
+    puller = Puller(bus.nc, stream, info.name)
+    await puller.open()
+    return puller
+
+
+async def scan(bus: Bus, stream: str, start: int = 1, *, headers_only: bool = False) -> AsyncIterator[Msg]:
+    """Every message from `start` to the end, as of when the end is reached. Raises as `open_consumer` and `Puller.take`."""
+    puller = await open_consumer(bus, stream, start, headers_only=headers_only)
+    try:
+        while batch := await puller.take(SCAN_BATCH, 0):
+            for message in batch:
+                yield message
+    finally:
+        await puller.close()
+
+
+def sequence_of(message: Msg) -> int:
+    """Place in its stream."""
+    return int(message.reply.split(".")[-4])
+
+
+def stored_s(message: Msg) -> float:
+    """When its stream took it, in seconds since 1970."""
+    return int(message.reply.split(".")[-2]) / 1e9
+
+
