@@ -6,7 +6,6 @@ import socket
 import struct
 
 CONNACK_OK = b"\x20\x02\x00\x00"
-PINGREQ = b"\xc0\x00"
 KEEPALIVE_S = 600
 TIMEOUT_S = 15.0
 
@@ -27,6 +26,11 @@ def publish_head(topic: str, body_bytes: int) -> bytes:
     """All of a PUBLISH at QoS 0 before its body (3.3)."""
     name = _text(topic)
     return b"\x30" + _length(len(name) + body_bytes) + name
+
+
+def publish_packet(topic: str, body: bytes) -> bytes:
+    """A whole PUBLISH at QoS 0."""
+    return publish_head(topic, len(body)) + body
 
 
 def open_device(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nkeys
+from nats.aio.client import Client
 from ulid import ULID
 
 from causeway.platform.init import InitOptions, init_platform
@@ -21,15 +22,24 @@ from schemas.envelope import Signer
 from schemas.events import utc
 from schemas.ids import Address
 from schemas.registry import Capabilities
-from schemas.topics import device_permissions
+from schemas.topics import Channel, device_permissions, up_pattern
 from services.kit.bus import Bus, connect
-from services.kit.credentials import BEARER_SUBSCRIPTIONS, NKey, Permissions, UserClaims, public_nkey, user_jwt
+from services.kit.credentials import (
+    BEARER_SUBSCRIPTIONS,
+    NKey,
+    Permissions,
+    UserClaims,
+    creds_text,
+    public_nkey,
+    user_jwt,
+)
 from services.kit.devices import DeviceRecord, device_key
-from services.kit.folder import StateFolder
+from services.kit.folder import StateFolder, write_private
 from services.kit.settings import Settings
 from services.kit.streams import ensure_owned
 
 FLEET = "bench"
+OBSERVER = "bench"
 _BACKDATE_S = 60
 _LIFE_S = 86_400
 _PUTS_AT_ONCE = 200
@@ -72,6 +82,18 @@ async def on_bus(state: StateFolder, settings: Settings, user: str) -> AsyncIter
         yield bus
     finally:
         await bus.close()
+
+
+@asynccontextmanager
+async def watching(state: StateFolder, settings: Settings) -> AsyncIterator[Client]:
+    """A connection that may listen to everything that devices say; no part of the platform may."""
+    account = NKey.load(state.bus_keys / "account.nk")
+    key = NKey.generate(nkeys.PREFIX_BYTE_USER)
+    permissions = Permissions(publish=(), subscribe=(up_pattern(Channel.STATE, ">"), up_pattern(Channel.LETTER, ">")))
+    jwt = user_jwt(account, UserClaims(OBSERVER, key.public, permissions, int(time.time()) - _BACKDATE_S))
+    write_private(state.creds(OBSERVER), creds_text(jwt, key.seed_text))
+    async with on_bus(state, settings, OBSERVER) as bus:
+        yield bus.nc
 
 
 def mint(state: StateFolder, count: int) -> list[BenchDevice]:

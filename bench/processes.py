@@ -127,6 +127,7 @@ def tree(pid: int) -> list[int]:
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is not None:
         return
+    others = tree(process.pid)[1:]
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
@@ -137,6 +138,18 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+    try:
+        await until(lambda: not any(map(_alive, others)), "the children of an ended process to end", STOP_TIMEOUT_S)
+    except BenchError:
+        for pid in filter(_alive, others):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _die_with_parent() -> None:

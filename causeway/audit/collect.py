@@ -14,13 +14,18 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import NoKeysError, NotFoundError
 
 from causeway.audit.compare import Dropped, Effect, Issued, Stored
-from schemas.envelope import parse
+from schemas.envelope import Verifier, parse
+from schemas.ids import Address
+from schemas.letters import read_up
+from schemas.registry import EventReport
+from schemas.topics import in_subject
 from services.kit.api.ota import RolloutView
 from services.kit.api.scheduler import TaskView
 from services.kit.bus import Bus
+from services.kit.devices import DeviceRecord, device_key
 
 _BATCH = 256
-_FETCH_TIMEOUT_S = 2.0
+_FETCH_TIMEOUT_S = 1.0
 
 
 def read_outbox(path: Path, device: str) -> tuple[list[Issued], list[Dropped]]:
@@ -85,14 +90,26 @@ async def read_effects(bus: Bus) -> list[Effect]:
     return effects
 
 
-async def read_stream(js: JetStreamContext, stream: str) -> AsyncIterator[tuple[str, bytes]]:
+async def read_events(bus: Bus, address: Address) -> list[EventReport]:
+    """What a device reported, from its own signed envelopes in IN; each signature is checked here again."""
+    record = DeviceRecord.model_validate_json((await (await bus.bucket("devices")).get(device_key(address))).value or b"")
+    verifier = Verifier.from_base64(record.public_key)
+    found = []
+    async for _, raw in read_stream(bus.js, "IN", in_subject("event", address)):
+        envelope = parse(raw)
+        envelope.verify({verifier.keyid: verifier})
+        found.append(read_up(envelope.body, "event").data)
+    return found
+
+
+async def read_stream(js: JetStreamContext, stream: str, subject: str = ">") -> AsyncIterator[tuple[str, bytes]]:
     """Subject and bytes of each message, from the first to what was last when the reading began."""
     try:
         last = (await js.stream_info(stream)).state.last_seq
     except NotFoundError:
         return
     config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=30.0)
-    subscription = await js.pull_subscribe(">", stream=stream, config=config)
+    subscription = await js.pull_subscribe(subject, stream=stream, config=config)
     seen = 0
     while seen < last:
         try:

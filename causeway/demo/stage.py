@@ -18,6 +18,8 @@ from causeway.demo.fleet import DemoDevice
 from causeway.demo.forwarder import Forwarder
 from causeway.platform.supervisor import Supervisor
 from causeway.sdk import Orchestrator
+from services.kit.api.aggregator import JobView
+from services.kit.errors import UnreachableError
 from services.kit.folder import StateFolder
 from services.kit.settings import Settings
 
@@ -37,6 +39,7 @@ class Stage:
     report: DemoReport
     supervisor: Supervisor
     devices: list[DemoDevice] = field(default_factory=list)
+    rollout: str = ""
     link: Forwarder | None = None
     spy: Eavesdropper | None = None
 
@@ -74,6 +77,13 @@ class Stage:
     def waiting_letters(self, device: DemoDevice) -> int:
         """Letters in a device's outbox that have no receipt."""
         return waiting_letters(device.state / "outbox.db")
+
+    async def job(self, name: str) -> JobView | None:
+        """A job, or None while the aggregator is being started again."""
+        try:
+            return await self.platform.job(name)
+        except UnreachableError:
+            return None
 
     async def until(self, probe: Callable[[], Awaitable[T]], what: str, timeout_s: float) -> T:
         """Repeat `probe` until it returns something true.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import logging
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import EdgeError, FetchError
 from edge_runtime.learning.answers import Answer, Answers
 from edge_runtime.learning.policy import refuse
+from edge_runtime.logs import Log
 from edge_runtime.ports import Context
 from schemas.aggregator import Progress, Round, Update
 from schemas.events import DownLetter
@@ -21,7 +21,7 @@ MAX_INLINE_BYTES = 36_864
 FETCH_RETRY_S = 1.0
 _MAX_LINE = 512
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class LearningHandler:
@@ -73,7 +73,7 @@ class LearningHandler:
         try:
             return await self._train(invitation)
         except EdgeError as error:
-            log.warning("round %s of %s failed: %s", invitation.round, invitation.job, error)
+            log.warning("round.failed", job=invitation.job, round=invitation.round, reason=error.reason, error=str(error))
             return _without(invitation, "failed", error.reason, str(error))
 
     async def _train(self, invitation: Round) -> Update:
@@ -181,4 +181,3 @@ def _seed(invitation: Round, device: str) -> int:
     """Equal for every repetition of this round on this device, so that a repetition trains to the same bits."""
     text = f"{invitation.job}:{invitation.round}:{invitation.base.sha256}:{device}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
-

@@ -1,4 +1,4 @@
-"""Models on disk: one folder per model, in it `state.json` and one folder per digest. Every write survives a power cut."""
+"""Models on disk: a folder per model, in it `state.json` and a folder per digest. Every write survives a power cut."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What `state.json` of a model says, and every step that it may take. Pure (protocols, section 3, commit point).
 
-A model on trial is loaded at most `TRIES` times: each load is spent and stored before it begins. Until `confirm` the trial is
-marked, also after `commit`, so that a device that dies in between goes back to what ran before.
+A model on trial is loaded at most `TRIES` times: each load is spent and stored before it begins. Until `confirm` the
+trial is marked, also after `commit`, so that a device that dies in between goes back to what ran before.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ REFUSED = Counter("causeway_letters_refused_total", "Proven letters set aside in
 DUPLICATES = Counter("causeway_letters_duplicate_total", "Letters that IN held already.")
 EARLY = Counter("causeway_letters_early_total", "Letters that came before their predecessor.")
 LOST = Counter("causeway_letters_lost_total", "Letters that their device no longer holds and that will never come.")
-OLD_EPOCH = Counter("causeway_letters_old_epoch_total", "Letters of an epoch after a newer one spoke: a sign of a clone.")
+OLD_EPOCH = Counter(
+    "causeway_letters_old_epoch_total", "Letters of an epoch after a newer one spoke: a sign of a clone."
+)
 RECEIPTS = Counter("causeway_receipts_total", "Receipts sent.")
 UNADDRESSED = Counter("causeway_receipts_unaddressed_total", "Receipts not sent since no hello named the session yet.")
 STORED_S = Histogram(

@@ -22,6 +22,7 @@ from services.kit.errors import PlatformError
 SCAN_BATCH = 1_000
 GRACE_S = 2.0
 INACTIVE_S = 60.0
+QUIET_S = 1.0
 _EMPTY = frozenset({"404", "408"})
 
 
@@ -61,7 +62,7 @@ class Puller:
         self._arrived.set()
 
     async def take(self, limit: int, wait_s: float) -> list[Msg]:
-        """Messages that are there, at most `limit`; none after `wait_s`, or at once if `wait_s` is 0 and the stream is read.
+        """Messages that are there, at most `limit`; as soon as there is one, or none after `wait_s`.
 
         Raises:
             PullError: if the consumer is gone or silent.
@@ -75,7 +76,7 @@ class Puller:
     async def _request(self, limit: int, wait_s: float) -> None:
         self._outstanding = limit
         self._arrived.clear()
-        request = {"batch": limit, "expires": int(wait_s * 1e9)} if wait_s else {"batch": limit, "no_wait": True}
+        request = {"batch": limit, "expires": int(wait_s * 1e9)}
         await self._nc.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
 
     async def _wait(self, timeout_s: float) -> None:
@@ -121,23 +122,36 @@ async def open_consumer(bus: Bus, stream: str, start: int, *, headers_only: bool
 
 
 async def scan(bus: Bus, stream: str, start: int = 1, *, headers_only: bool = False) -> AsyncIterator[Msg]:
-    """Every message from `start` to the end, as of when the end is reached. Raises as `open_consumer` and `Puller.take`."""
+    """Every message from `start` to what is last when the scan begins. Raises as `open_consumer` and `Puller.take`.
+
+    The last ones may have been deleted, and the server's count of pending messages is wrong after deletes; then the end is
+    where nothing comes for a while.
+    """
+    last = (await bus.js.stream_info(stream)).state.last_seq
+    if start > last:
+        return
     puller = await open_consumer(bus, stream, start, headers_only=headers_only)
     try:
-        while batch := await puller.take(SCAN_BATCH, 0):
+        while batch := await puller.take(SCAN_BATCH, QUIET_S):
             for message in batch:
                 yield message
+            if sequence_of(batch[-1]) >= last:
+                return
     finally:
         await puller.close()
 
 
 def sequence_of(message: Msg) -> int:
     """Place in its stream."""
-    return int(message.reply.split(".")[-4])
+    return int(_acknowledgement(message)[-4])
 
 
 def stored_s(message: Msg) -> float:
     """When its stream took it, in seconds since 1970."""
-    return int(message.reply.split(".")[-2]) / 1e9
+    return int(_acknowledgement(message)[-2]) / 1e9
 
 
+def _acknowledgement(message: Msg) -> list[str]:
+    # $JS.ACK.[domain.account.]stream.consumer.deliveries.sequence.delivery.time.pending[.random]
+    parts = message.reply.split(".")
+    return parts if len(parts) == 9 else parts[:11]

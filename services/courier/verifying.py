@@ -104,7 +104,8 @@ def _verifier(devices: Devices, address: Address) -> Verifier:
     record = devices.get(address)
     if record is None:
         raise ContractError(
-            f"device {address} is not enrolled, or its record is still on its way; it sends again", reason="unknown_device"
+            f"device {address} is not enrolled, or its record is still on its way; it sends again",
+            reason="unknown_device",
         )
     raise ContractError(f"device {address} is {record.standing}: its letters are not taken", reason=record.standing)
 

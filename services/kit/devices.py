@@ -18,6 +18,14 @@ from services.kit.bus import Bus
 Standing = Literal["enrolled", "revoked", "quarantined"]
 
 
+class Revocation(BaseModel):
+    """JWTs of `bus_key` that were issued up to `at` are void; of no more interest after `expires`."""
+
+    bus_key: str
+    at: int
+    expires: int
+
+
 class DeviceRecord(BaseModel):
     """What the registry knows for good of one device: bucket `devices`, key `{fleet}.{device}`."""
 
@@ -36,6 +44,11 @@ class DeviceRecord(BaseModel):
     jwt_issued: int
     jwt_expires: int
     enrolled_at: str
+    enrol_stored_at: float = 0.0
+    """When IN took that letter; an enrol letter from before is a repetition."""
+    revoked_at: float | None = None
+    """Only a token made later lets the name in again."""
+    revocations: list[Revocation] = []
     online: bool = False
     """Presence as of the last change; the registry's snapshot has the live one."""
 

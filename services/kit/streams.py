@@ -75,7 +75,8 @@ BUCKETS = {
     spec.name: spec
     for spec in (
         BucketSpec("devices", "registry"),
-        BucketSpec("tokens", "registry"),
+        # A token lives 30 days at most; a week later nobody asks why it was refused.
+        BucketSpec("tokens", "registry", ttl_s=37 * DAY_S),
         BucketSpec("releases", "depot"),
         BucketSpec("recipes", "depot"),
         BucketSpec("rollouts", "ota", history=5),

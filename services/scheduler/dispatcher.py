@@ -1,4 +1,4 @@
-"""Carries out what placement and leases decide: the record first, then the letter, so a crash loses and doubles nothing."""
+"""Carries out what placement and leases decide: first the record, then the letter, so that a crash loses nothing."""
 
 from __future__ import annotations
 

@@ -20,9 +20,13 @@ class TokenRequest(BaseModel):
 
 
 class ListRequest(BaseModel):
-    """`list`: every device of a fleet, or of all."""
+    """`list`: every device of a fleet, or of all, in the order of `fleet/device`.
+
+    An answer holds as many as fit into one message, which is over 500; ask again with `after` until it is empty.
+    """
 
     fleet: Identifier | None = None
+    after: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9_-]+/[A-Za-z0-9_-]+$")
 
 
 class DeviceRequest(BaseModel):
@@ -47,3 +51,26 @@ class DeviceView(BaseModel):
     capabilities: Capabilities
     labels: dict[str, str] = {}
     heartbeat: Heartbeat | None = None
+    """Left out of a list of more than 500 devices."""
+
+
+class DeviceFact(BaseModel):
+    """Events `device-enrolled`, `device-renewed` and `device-revoked`."""
+
+    fleet: str
+    device: str
+    enrol_id: str
+
+
+class DeviceEvent(BaseModel):
+    """Event `device-event`: what a device reported; `letter` is its letter's id, the same in a repetition."""
+
+    fleet: str
+    device: str
+    letter: str
+    time: str
+    name: str
+    severity: str
+    reason: str | None = None
+    message: str
+    details: dict[str, str | int | float | bool] = {}

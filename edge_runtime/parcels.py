@@ -1,0 +1,289 @@
+"""Fetching artifacts piece by piece (protocols, section 3). Light: no numpy, no TUF, no zstd.
+
+Resuming is a rescan: hash every piece of what lies there, fetch what differs, check the whole digest at the end. There
+is no journal to be wrong. A piece is believed for its digest alone, whoever sent it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_runtime.errors import FetchError
+from edge_runtime.ports import Sender
+from edge_runtime.windows import Pace
+from schemas.aggregator import Artifact
+from schemas.depot import MAX_WANT, Want, read_piece, read_recipe
+from schemas.errors import MessageError
+
+PATIENCE_S = 3_600.0
+_BLOCK = 1 << 20
+_SPARE_BYTES = 16 << 20
+"""Never filled up: the outbox lives on the same disk."""
+_RESCANS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRefusal:
+    """Bytes that are not what they claim to be; to be reported as event `piece.refused`."""
+
+    reason: str
+    message: str
+    details: dict[str, str | int]
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """The wants of one window: what still has to come, and what to do with it."""
+
+    missing: set[str]
+    take: Callable[[str, bytes], None]
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+    error: FetchError | None = None
+
+
+class PieceFetcher:
+    """Implements `edge_runtime.ports.Parcels` over `parcel/want` and `down/piece`.
+
+    One window of wants is outstanding at a time, over all fetches together: at most 32 pieces, and about what the link
+    carries in 5 s. It halves when nothing comes and grows again.
+
+    Attributes:
+        unsolicited: pieces that nobody waited for; they are ignored.
+        refused: pieces whose bytes did not match.
+
+    Args:
+        sender: `send_parcel` says whether the want went out.
+        patience_s: without one new piece for so long, a fetch fails; being offline counts.
+        monotonic: seconds that never jump.
+        chance: uniform in [0, 1), for jitter.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        patience_s: float = PATIENCE_S,
+        monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._sender = sender
+        self._patience_s = patience_s
+        self._monotonic = monotonic
+        self._pace = Pace(chance)
+        self._turn = asyncio.Lock()
+        self._exchange: _Exchange | None = None
+        self._connected = asyncio.Event()
+        self.unsolicited = 0
+        self.refused = 0
+
+    def received(self, raw: bytes) -> PieceRefusal | None:
+        """Take what `down/piece` brought. Called in the event loop's thread.
+
+        Returns:
+            A refusal if the bytes do not match the digest before them. An honest piece that nobody waits for is counted
+            and ignored.
+        """
+        try:
+            digest, data = read_piece(raw)
+        except MessageError as error:
+            self.refused += 1
+            claimed = raw[:32].hex()
+            return PieceRefusal(error.reason, str(error), {"piece": claimed, "bytes": len(raw)})
+        exchange = self._exchange
+        if exchange is None or digest not in exchange.missing:
+            self.unsolicited += 1
+            return None
+        try:
+            exchange.take(digest, data)
+        except FetchError as error:
+            exchange.error = error
+        exchange.missing.discard(digest)
+        exchange.progress.set()
+        return None
+
+    def connected(self) -> None:
+        """Say that the link is up again, so that waiting fetches go on at once."""
+        self._connected.set()
+
+    async def fetch(self, artifact: Artifact, destination: Path) -> None:
+        """Fetch an artifact; whole, verified and fsynced when this returns.
+
+        Args:
+            artifact: as a signed letter or a signed release names it.
+            destination: file to make; what a former attempt left in it is used.
+
+        Raises:
+            FetchError: `timeout`, `wrong_digest` or `disk_full`. What has arrived stays for the next attempt, unless
+                the whole digest is wrong.
+        """
+        if await asyncio.to_thread(_holds, destination, artifact):
+            return
+        places = await self._recipe(artifact)
+        with _explained(artifact, destination):
+            destination.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(destination, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            await self._fill(artifact, places, descriptor, destination)
+        finally:
+            os.close(descriptor)
+
+    async def _fill(self, artifact: Artifact, places: _Places, descriptor: int, destination: Path) -> None:
+        with _explained(artifact, destination):
+            os.ftruncate(descriptor, artifact.length)
+        for _ in range(_RESCANS):
+            missing = await asyncio.to_thread(_scan, descriptor, places)
+            self._check_room(artifact, destination, sum(places[d][1] * len(places[d][0]) for d in missing))
+
+            def take(digest: str, data: bytes) -> None:
+                with _explained(artifact, destination):
+                    for offset in places[digest][0]:
+                        _write_at(descriptor, data, offset)
+
+            await self._collect(artifact.recipe, {digest: places[digest][1] for digest in missing}, take)
+            with _explained(artifact, destination):
+                await asyncio.to_thread(os.fsync, descriptor)
+            if await asyncio.to_thread(_holds, destination, artifact):
+                return
+        await asyncio.to_thread(destination.unlink, missing_ok=True)
+        raise FetchError(
+            f"fetch artifact {artifact.sha256}: all its pieces arrived, but together they have another digest; "
+            "whoever signed it named a recipe that is not its own",
+            reason="wrong_digest",
+        )
+
+    async def _recipe(self, artifact: Artifact) -> _Places:
+        found: list[bytes] = []
+        await self._collect(None, {artifact.recipe: 36 * artifact.pieces}, lambda _, data: found.append(data))
+        try:
+            entries = read_recipe(found[0])
+        except MessageError as error:
+            raise FetchError(f"fetch artifact {artifact.sha256}: {error}", reason="wrong_digest") from error
+        places: _Places = {}
+        offset = 0
+        for entry in entries:
+            places.setdefault(entry.sha256, ([], entry.length))[0].append(offset)
+            offset += entry.length
+        if offset != artifact.length:
+            raise FetchError(
+                f"fetch artifact {artifact.sha256}: its recipe makes {offset} bytes, signed are {artifact.length}",
+                reason="wrong_digest",
+            )
+        return places
+
+    async def _collect(self, recipe: str | None, wanted: dict[str, int], take: Callable[[str, bytes], None]) -> None:
+        """Get every piece of `wanted` (digest to length), window by window, for as long as there is progress."""
+        missing = dict(wanted)
+        deadline = self._monotonic() + self._patience_s
+        while missing:
+            async with self._turn:
+                window = self._pace.window(missing, MAX_WANT)
+                arrived = await self._ask(recipe, window, take)
+            for digest in arrived:
+                del missing[digest]
+            if arrived:
+                deadline = self._monotonic() + self._patience_s
+            elif self._monotonic() > deadline:
+                first = next(iter(missing))
+                raise FetchError(
+                    f"fetch {len(missing)} pieces ({first[:12]}...): none came for {self._patience_s:.0f} s; "
+                    "the device may be offline, or the depot does not have them",
+                    reason="timeout",
+                )
+            else:
+                await self._rest(deadline)
+
+    async def _ask(self, recipe: str | None, window: list[str], take: Callable[[str, bytes], None]) -> list[str]:
+        """Send one want and wait while its pieces come."""
+        exchange = self._exchange = _Exchange(set(window), take)
+        want = Want(recipe=window[0]) if recipe is None else Want(pieces=window, recipe=recipe)
+        started = self._monotonic()
+        try:
+            self._connected.clear()
+            if not self._sender.send_parcel("want", want.write()):
+                return []
+            while exchange.missing:
+                exchange.progress.clear()
+                async with asyncio.timeout(self._pace.stall_s):
+                    await exchange.progress.wait()
+                if exchange.error is not None:
+                    raise exchange.error
+        except TimeoutError:
+            self._pace.stalled()
+        else:
+            self._pace.completed(self._monotonic() - started)
+        finally:
+            self._exchange = None
+        return [digest for digest in window if digest not in exchange.missing]
+
+    async def _rest(self, deadline: float) -> None:
+        pause = min(self._pace.pause_s(), max(0.0, deadline - self._monotonic()) + 0.01)
+        try:
+            async with asyncio.timeout(pause):
+                await self._connected.wait()
+        except TimeoutError:
+            return
+
+    def _check_room(self, artifact: Artifact, destination: Path, needed: int) -> None:
+        with _explained(artifact, destination):
+            free = shutil.disk_usage(destination.parent).free
+        if needed and needed + _SPARE_BYTES > free:
+            raise FetchError(
+                f"fetch artifact {artifact.sha256}: {needed} bytes are missing and {free} are free on the disk of "
+                f"{destination.parent}; make room",
+                reason="disk_full",
+            )
+
+
+_Places = dict[str, tuple[list[int], int]]
+"""Offsets and length of each piece, by digest."""
+
+
+def _scan(descriptor: int, places: _Places) -> list[str]:
+    """Pieces of which some copy in the file is wrong, in the order of the recipe."""
+    return [
+        digest
+        for digest, (offsets, length) in places.items()
+        if any(hashlib.sha256(os.pread(descriptor, length, offset)).hexdigest() != digest for offset in offsets)
+    ]
+
+
+def _holds(path: Path, artifact: Artifact) -> bool:
+    try:
+        if path.stat().st_size != artifact.length:
+            return False
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except FileNotFoundError:
+        return False
+    return digest.hexdigest() == artifact.sha256
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+@contextmanager
+def _explained(artifact: Artifact, destination: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise FetchError(
+            f"fetch artifact {artifact.sha256} into {destination}: {error.strerror}" + ("; make room" if full else ""),
+            reason="disk_full" if full else "fetch",
+        ) from error

@@ -1,0 +1,1 @@
+"""Work that the platform places on this device: installed runners under limits, one result per term."""

@@ -1,0 +1,76 @@
+"""How much to ask for at a time, and how long to wait. Pure: measurements in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from schemas.events import MAX_PIECE_BYTES
+
+MIN_WINDOW_BYTES = 65_536
+MAX_WINDOW_BYTES = 1 << 20
+"""The server cuts a connection that has 4 MB waiting."""
+WINDOW_S = 5.0
+"""A window is what the link carries in this time."""
+MIN_STALL_S = 2.0
+MAX_STALL_S = 60.0
+MIN_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+
+
+class Pace:
+    """Fits the window to the link: grows while pieces come, halves when they stop.
+
+    Args:
+        chance: uniform in [0, 1), for the jitter of pauses.
+    """
+
+    def __init__(self, chance: Callable[[], float]) -> None:
+        self._chance = chance
+        self._bytes = float(MAX_WINDOW_BYTES // 4)
+        self._asked = 0
+        self._stalls = 0
+        self._pause = MIN_PAUSE_S
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes that may be outstanding."""
+        return int(self._bytes)
+
+    @property
+    def stall_s(self) -> float:
+        """Without a piece for so long, the rest of a window is given up as lost; longer after each loss."""
+        return float(min(MAX_STALL_S, MIN_STALL_S * 2**self._stalls))
+
+    def window(self, missing: Mapping[str, int], limit: int) -> list[str]:
+        """The next pieces to ask for: in order, at least one.
+
+        Args:
+            missing: length by digest.
+            limit: pieces at most.
+        """
+        chosen: list[str] = []
+        self._asked = 0
+        for digest, length in missing.items():
+            if chosen and (len(chosen) >= limit or self._asked + length > self._bytes):
+                break
+            chosen.append(digest)
+            self._asked += min(length, MAX_PIECE_BYTES)
+        return chosen
+
+    def completed(self, took_s: float) -> None:
+        """All of a window came."""
+        rate = self._asked / max(took_s, 1e-3)
+        self._bytes = min(MAX_WINDOW_BYTES, max(MIN_WINDOW_BYTES, min(2 * self._bytes, rate * WINDOW_S)))
+        self._stalls = 0
+        self._pause = MIN_PAUSE_S
+
+    def stalled(self) -> None:
+        """Pieces of a window did not come."""
+        self._bytes = max(MIN_WINDOW_BYTES, self._bytes / 2)
+        self._stalls = min(self._stalls + 1, 8)
+
+    def pause_s(self) -> float:
+        """How long to rest after nothing came at all: exponential, full jitter."""
+        pause = self._pause * (0.5 + 0.5 * self._chance())
+        self._pause = min(MAX_PAUSE_S, 2 * self._pause)
+        return pause

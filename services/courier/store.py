@@ -1,0 +1,101 @@
+"""Saving marks and finding out what IN holds: bucket `marks`, and a replay of IN's headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+from nats.js.errors import NotFoundError
+
+from schemas.ids import Address
+from services.courier.chain import MESSAGE_ID, Chain
+from services.courier.marks import InState, Marks, SavedDevice, SavedPoint, base
+from services.courier.ordering import parse_message_id
+from services.courier.pipeline import Pipeline, Request, read_answer
+from services.courier.puller import PullError, scan, sequence_of
+from services.kit.bus import Bus
+from services.kit.streams import IN
+
+log = structlog.get_logger()
+
+POINT = "_point"
+"""No identifier begins so, hence no device's key."""
+_SUBJECT = "$KV.marks."
+_STREAM = "KV_marks"
+_SAVE_BATCH = 1_000
+
+
+class MarksStore:
+    """The durable side of `Marks`."""
+
+    def __init__(self, bus: Bus, pipeline: Pipeline) -> None:
+        self._bus = bus
+        self._pipeline = pipeline
+
+    async def restore(self, chain: Chain) -> tuple[Marks, dict[Address, str]]:
+        """Fence IN and read back what it holds up to the fence.
+
+        Returns:
+            The marks, and the sessions that were saved with them.
+
+        Raises:
+            PipelineError, PullError, nats.errors.Error: if the bus does not answer; call again.
+        """
+        await chain.fence()
+        saved, point = await self._load()
+        begin = base(saved, point, await self._in_state(chain, point))
+        if not begin.intact:
+            log.warning("marks.read_anew", saved_devices=len(saved), point=point.sequence if point else None)
+        replayed = await self._replay(begin.marks, begin.replay_from, chain.sequence)
+        log.info("marks.restored", lanes=len(begin.marks.flat), replayed=replayed, intact=begin.intact)
+        return begin.marks, {address: device.session for address, device in saved.items() if device.session}
+
+    async def save(self, changed: Mapping[Address, SavedDevice], point: SavedPoint) -> None:
+        """Store devices, then the point that makes them whole.
+
+        Raises:
+            PipelineError, nats.errors.Error: if not all of it is stored; the old point still holds.
+        """
+        requests = [
+            Request(f"{_SUBJECT}{address.fleet}.{address.device}", device.model_dump_json().encode())
+            for address, device in changed.items()
+        ]
+        for start in range(0, len(requests), _SAVE_BATCH):
+            for answer in await self._pipeline.ask(requests[start : start + _SAVE_BATCH]):
+                read_answer(answer)
+        [answer] = await self._pipeline.ask([Request(f"{_SUBJECT}{POINT}", point.model_dump_json().encode())])
+        read_answer(answer)
+
+    async def _load(self) -> tuple[dict[Address, SavedDevice], SavedPoint | None]:
+        saved: dict[Address, SavedDevice] = {}
+        point: SavedPoint | None = None
+        async for message in scan(self._bus, _STREAM):
+            key = message.subject.removeprefix(_SUBJECT)
+            if key == POINT:
+                point = SavedPoint.model_validate_json(message.data)
+            else:
+                saved[Address(*key.split("."))] = SavedDevice.model_validate_json(message.data)
+        return saved, point
+
+    async def _in_state(self, chain: Chain, point: SavedPoint | None) -> InState:
+        state = (await self._bus.js.stream_info(IN.name)).state
+        name = None
+        if point is not None and state.first_seq <= point.sequence <= chain.sequence:
+            try:
+                found = await self._bus.js.get_msg(IN.name, seq=point.sequence, direct=True)
+                name = (found.headers or {}).get(MESSAGE_ID)
+            except NotFoundError:
+                log.warning("marks.point_gone", sequence=point.sequence)
+        return InState(state.first_seq, chain.sequence, name)
+
+    async def _replay(self, marks: Marks, start: int, last: int) -> int:
+        seen, count = start - 1, 0
+        async for message in scan(self._bus, IN.name, start, headers_only=True):
+            seen = sequence_of(message)
+            found = parse_message_id((message.headers or {}).get(MESSAGE_ID, ""))
+            if found is not None:
+                marks.stored(*found, at=seen)
+                count += 1
+        if seen < last:
+            raise PullError(f"replay IN from {start} to {last}: it ended at {seen}; it is read again")
+        return count

@@ -1,0 +1,1 @@
+"""Who exists, what it can do, is it alive: enrolment, credentials, presence and telemetry."""

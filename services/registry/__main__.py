@@ -1,0 +1,6 @@
+"""`python -m services.registry`."""
+
+from services.kit.service import main
+from services.registry.app import wire
+
+main("registry", wire)
