@@ -15,7 +15,7 @@ from ulid import ULID
 
 from bench.mqtt import CONNACK_OK, connect_packet, publish_packet, subscribe_packet
 from bench.platform import BenchDevice
-from bench.processes import BenchError
+from bench.report import BenchError
 from edge_runtime.letters.admission import Admission
 from edge_runtime.letters.inbox import Inbox
 from schemas.courier import Clock, Got, Hello, Receipt

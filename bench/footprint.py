@@ -21,8 +21,8 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from bench.platform import FLEET, on_bus, started, state_folder, watching
-from bench.processes import BenchError, free_port, listens, memory_mb, running, tree, until
-from bench.report import Target, arguments, emit, machine, result, say
+from bench.processes import free_port, listens, memory_mb, running, tree, until
+from bench.report import BenchError, Target, arguments, conduct, say
 from schemas.ids import Address
 from schemas.registry import Token
 from schemas.topics import Channel, Topic
@@ -157,7 +157,9 @@ async def run(idle_s: float, starts: int, peers: Path) -> tuple[dict[str, Any], 
     figures = await ours(idle_s, starts)
     figures |= {"flower_pss_mb": None, "flower_rss_mb": None, "flower_processes": None}
     if not (peers / "bin" / "flower-supernode").exists():
-        return figures, {"flower": f"not measured: {peers} has no flower-supernode; `make peers` installs it"}
+        return figures, {
+            "notes": {"flower": f"not measured: {peers} has no flower-supernode; `make peers` installs it"}
+        }
     async with state_folder(tls=False) as (state, _):
         memory = await flower(peers, idle_s, state.root)
     figures |= {
@@ -165,11 +167,11 @@ async def run(idle_s: float, starts: int, peers: Path) -> tuple[dict[str, Any], 
         "flower_rss_mb": memory.rss_mb,
         "flower_processes": memory.processes,
     }
-    return figures, {}
+    return figures, {"notes": {}}
 
 
 def _edge(config: Path, *command: str) -> list[str]:
-    return [sys.executable, "-m", "edge_runtime.cli", *command, "--config", str(config)]
+    return [sys.executable, "-m", "edge_runtime", *command, "--config", str(config)]
 
 
 def main() -> None:
@@ -179,14 +181,10 @@ def main() -> None:
     options = parser.parse_args()
     idle_s = options.idle or (10.0 if options.quick else 60.0)
     starts = 2 if options.quick else 5
-    before = machine()
-    try:
-        figures, notes = asyncio.run(run(idle_s, starts, options.peers))
-    except BenchError as error:
-        raise SystemExit(f"bench.footprint: {error}") from None
     targets = (Target("agent_pss_mb", 50, at_least=False), Target("start_s", 1.5, at_least=False))
     parameters = {"idle_s": idle_s, "starts": starts, "quick": options.quick, "tls": True}
-    emit(result("footprint", figures, targets, before=before, parameters=parameters, notes=notes), options.json)
+    work = run(idle_s, starts, options.peers)
+    conduct("footprint", work, targets, parameters=parameters, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from typing import Any
 from bench.counter import Counter
 from bench.load import FIRST_UPTIME_S, Plan, heartbeat
 from bench.platform import FLEET, BenchDevice, enrol, metric, mint, on_bus, pid_of, started, state_folder
-from bench.processes import BenchError, cpu_s, free_port, listens, read_json, running, until
-from bench.report import Target, arguments, emit, machine, result, say
+from bench.processes import cpu_s, free_port, listens, read_json, running, until
+from bench.report import BenchError, Target, arguments, conduct, say
 from services.kit import rpc
 from services.kit.api.registry import DeviceRequest, DeviceView
 from services.kit.folder import StateFolder
@@ -33,7 +33,7 @@ from services.kit.permissions import OPERATOR
 from services.kit.settings import Settings
 
 OURS, FASTSTREAM, FASTSTREAM_BYTES, PAHO = "ours", "faststream_mqtt", "faststream_mqtt_bytes", "paho"
-HEARTBEATS = "causeway_heartbeats_total"
+HEARTBEATS = 'causeway_heartbeats_total{outcome="accepted"}'
 POLL_S = 0.05
 SETTLE_S = 10.0
 """A receiver that counts nothing for so long has lost the rest."""
@@ -176,6 +176,8 @@ async def _round(
         if counter.value != seen:
             seen, moved = counter.value, time.monotonic()
     took = max(moved, answer["last"]) - answer["first"]
+    if seen > expected:
+        raise BenchError(f"{seen} heartbeats were counted, but only {expected} were sent; the count is wrong")
     return answer | {"counted": seen - begun, "lost": expected - seen, "took_s": took}
 
 
@@ -233,11 +235,6 @@ def main() -> None:
         rounds=options.rounds or (1 if options.quick else 3),
         burst=options.burst,
     )
-    before = machine()
-    try:
-        figures, extra = asyncio.run(run(load, options.peers))
-    except BenchError as error:
-        raise SystemExit(f"bench.ingest: {error}") from None
     parameters = {
         "connections": load.connections,
         "seconds": load.seconds,
@@ -253,7 +250,8 @@ def main() -> None:
         Target("times_faststream_mqtt", 5, at_least=True),
         Target("lost", 0, at_least=False),
     )
-    emit(result("ingest", figures, targets, before=before, parameters=parameters, **extra), options.json)
+    work = run(load, options.peers)
+    conduct("ingest", work, targets, parameters=parameters, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -113,12 +113,12 @@ async def enrol(state: StateFolder, settings: Settings, devices: list[BenchDevic
             await asyncio.gather(*(bucket.put(device_key(d.address), _record(d)) for d in batch))
 
 
-def metric(settings: Settings, service: str, name: str) -> float:
-    """Sum of a metric over its labels, from a service's own page; 0 before it first counts."""
+def metric(settings: Settings, service: str, series: str) -> float:
+    """A series of a metric, with its labels as on the service's page; 0 before it first counts."""
     url = f"http://127.0.0.1:{settings.http.health_ports[service]}/metrics"
     with urllib.request.urlopen(url, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{series} "))
 
 
 def pid_of(supervisor: Supervisor, name: str) -> int:

@@ -14,17 +14,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.report import say
+from bench.report import BenchError, say
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.02
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG = 1
-
-
-class BenchError(Exception):
-    """A measurement could not be taken; the message says why and what to do."""
 
 
 @asynccontextmanager

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+import structlog
+
+from services.kit.errors import PlatformError
+
+
+class BenchError(Exception):
+    """A measurement could not be taken; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,6 @@ def machine() -> dict[str, Any]:
         "ram_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "causeway": version("causeway"),
         "load_before": round(os.getloadavg()[0], 2),
     }
 
@@ -74,25 +81,44 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def result(
-    bench: str, figures: dict[str, Any], targets: Sequence[Target], *, before: dict[str, Any], **extra: Any
-) -> dict[str, Any]:
-    """The whole answer: the figures first, then how they were taken."""
-    return {
+def conduct(
+    bench: str,
+    work: Coroutine[Any, Any, tuple[dict[str, Any], dict[str, Any]]],
+    targets: Sequence[Target],
+    *,
+    parameters: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Measure and print: the figures first, then how they were taken. Ends with 1 and a sentence if that fails.
+
+    Args:
+        bench: name of the program.
+        work: returns the figures, and what else is worth knowing.
+        targets: what the figures are compared with.
+        parameters: how the figures are taken.
+        as_json: print JSON instead of a table.
+    """
+    # Standard output is for the answer.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    before = machine()
+    try:
+        figures, extra = asyncio.run(work)
+    except (BenchError, PlatformError) as error:
+        raise SystemExit(f"bench.{bench}: {error}") from None
+    answer = {
         **figures,
         "bench": bench,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": before,
+        "parameters": parameters,
         **extra,
         "targets": {target.figure: target.judge(figures.get(target.figure)) for target in targets},
     }
+    print(json.dumps(answer, indent=1)) if as_json else show(answer)
 
 
-def emit(answer: dict[str, Any], as_json: bool) -> None:
-    """Print an answer as JSON, or as a table for people."""
-    if as_json:
-        print(json.dumps(answer, indent=1))
-        return
+def show(answer: dict[str, Any]) -> None:
+    """Print an answer as a table for people."""
     print(f"\nbench.{answer['bench']}  {answer['date']}")
     for name, value in answer.items():
         if name in {"bench", "date", "targets"}:
@@ -100,9 +126,10 @@ def emit(answer: dict[str, Any], as_json: bool) -> None:
         if isinstance(value, dict):
             print(f"  {name}")
             for key, inner in value.items():
-                print(f"    {key:<28} {inner}")
+                for one in inner if isinstance(inner, list) else [inner]:
+                    print(f"    {key:<28} {one}")
         else:
-            print(f"  {name:<30} {value}")
+            print(f"  {name:<30} {'-' if value is None else value}")
     print("  targets")
     for name, judged in answer["targets"].items():
         bound = f"<= {judged['at_most']}" if "at_most" in judged else f">= {judged['at_least']}"

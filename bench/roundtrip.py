@@ -1,8 +1,8 @@
 """How long a letter waits for its receipt, and how long an assignment takes until its device holds it on disk.
 
 Up: devices publish signed letters at a steady rate; the time runs from the publication until the device has verified a
-receipt that covers the letter. A device is sent at most one receipt per `COALESCING_MS`, the first at once; with the rate
-spread over many devices each letter gets its own, so a third phase sends the same rate from few devices, where
+receipt that covers the letter. A device is sent at most one receipt per `COALESCING_MS`, the first at once; with the
+rate spread over many devices each letter gets its own, so a second phase sends the same rate from few devices, where
 receipts do wait. Down: letters signed with ota's key are posted into mailboxes; the time runs from before the signature
 until the device's inbox has fsynced the letter. Then the device says got, and at the end no letter may be left.
 """
@@ -23,8 +23,8 @@ from ulid import ULID
 
 from bench.device import Device
 from bench.platform import enrol, metric, mint, on_bus, started, state_folder
-from bench.processes import BenchError, until
-from bench.report import Target, arguments, emit, machine, percentile, result, say
+from bench.processes import until
+from bench.report import Target, arguments, conduct, percentile, say
 from schemas.envelope import Verifier
 from schemas.ota import Assign
 from services.kit.bus import Bus
@@ -180,7 +180,7 @@ async def run(pace: Pace) -> tuple[dict[str, Any], dict[str, Any]]:
         for name, values in (("receipt", receipts), ("down", held), ("receipt_coalesced", coalesced))
         for percent in (50, 99)
     }
-    counts = {"letters": len(receipts), "letters_coalesced": len(coalesced), "assignments": len(held), "left": 0}
+    counts = {"letters": len(receipts), "letters_coalesced": len(coalesced), "assignments": len(held)}
     return figures | {"coalescing_ms": COALESCING_MS}, {"counts": counts}
 
 
@@ -191,11 +191,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="length of each phase (default: 30, quick 5)")
     options = parser.parse_args()
     pace = Pace(50, 5, options.rate, options.seconds or (5.0 if options.quick else 30.0))
-    before = machine()
-    try:
-        figures, extra = asyncio.run(run(pace))
-    except BenchError as error:
-        raise SystemExit(f"bench.roundtrip: {error}") from None
     targets = (
         Target("receipt_p99_ms", 100 + COALESCING_MS, at_least=False),
         Target("receipt_coalesced_p99_ms", 100 + COALESCING_MS, at_least=False),
@@ -209,7 +204,7 @@ def main() -> None:
         "quick": options.quick,
         "tls": True,
     }
-    emit(result("roundtrip", figures, targets, before=before, parameters=parameters, **extra), options.json)
+    conduct("roundtrip", run(pace), targets, parameters=parameters, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time on a device that may have no clock: the system's if it is synchronised, else at least what letters have proven."""
+"""Time on a device that may have no clock: the system's if synchronised, else at least what letters have proven."""
 
 from __future__ import annotations
 

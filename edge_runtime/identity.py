@@ -116,13 +116,11 @@ class Identity(Message):
         """
         if welcome.refused or not (welcome.jwt and welcome.client_id and welcome.expires):
             raise EnrolError(
-                f"enrol {self.address}: the registry refused: {welcome.message or welcome.reason or 'no reason given'}; "
+                f"enrol {self.address}: the registry refused: {welcome.message or welcome.reason or 'no reason'}; "
                 "ask the operator for a new token (`causeway device enrol`)",
                 reason=welcome.reason or "refused",
             )
-        credentials = Credentials(
-            jwt=welcome.jwt, client_id=welcome.client_id, received=now, expires=welcome.expires
-        )
+        credentials = Credentials(jwt=welcome.jwt, client_id=welcome.client_id, received=now, expires=welcome.expires)
         return self.model_copy(
             update={
                 "credentials": credentials,
@@ -149,7 +147,7 @@ def load_identity(path: Path) -> Identity | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"read identity {path}: {error.strerror}; run as the user that enrolled this device") from error
+        raise ConfigError(f"read identity {path}: {error.strerror}; run as the user that owns it") from error
     except ValidationError as error:
         raise ConfigError(
             f"read identity {path}: it is damaged; move the state folder away and enrol the device anew"

@@ -1,7 +1,7 @@
 """Inference with ONNX Runtime on the served version of each model, swapped while it runs. For workers and other hosts.
 
-A host is any process on the device: it follows `state.json`, which one `stat` per call makes cheap. The resident agent does
-not import this module.
+A host is any process on the device: it follows `state.json`, which one `stat` per call makes cheap. The resident agent
+does not import this module.
 """
 
 from __future__ import annotations
@@ -250,12 +250,12 @@ def run(params: dict[str, Any]) -> dict[str, Any]:
     """Worker job `infer`.
 
     Args:
-        params: `slots` (folder), `model`, and either `inputs` (nested lists for the first input, or an object of them by
-            name) or `probe`: true, which runs the model once on zeros.
+        params: `slots` (folder), `model`, and either `inputs` (nested lists for the first input, or an object of them
+            by name) or `probe`: true, which runs the model once on zeros.
 
     Returns:
-        `outputs` (nested lists by name; absent for a probe), `sha256` of the version that answered, `took_ms`, `p50_ms`,
-        `errors`.
+        `outputs` (nested lists by name; absent for a probe), `sha256` of the version that answered, `took_ms`,
+        `p50_ms`, `errors`.
 
     Raises:
         InferenceError, InstallError: see `ModelStore.infer`.

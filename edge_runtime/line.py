@@ -6,6 +6,7 @@ Used by the agent and, with a token's credentials, by the enrolment. Every conne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 from ulid import ULID
 
-from edge_runtime.version import AGENT
 from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import OutboxError, TrustError
 from edge_runtime.identity import Identity
@@ -26,6 +26,7 @@ from edge_runtime.link import Callbacks, Dial, Endpoint, Link
 from edge_runtime.logs import Log
 from edge_runtime.trust.keeper import TrustKeeper
 from edge_runtime.trust.keyring import Keyring
+from edge_runtime.version import AGENT
 from schemas.courier import Clock, Got, Hello, Receipt
 from schemas.depot import TrustAnnouncement
 from schemas.envelope import parse
@@ -39,6 +40,7 @@ log = Log(__name__)
 
 HELLO_AGAIN_S = 1.5
 MAX_HELLO_AGAIN_S = 30.0
+HELLO_ANYWAY_S = 300.0
 GOT_DELAY_S = 0.02
 MAX_GOT_IDS = 100
 """As many as fit into a state message of 4 KiB."""
@@ -75,7 +77,7 @@ class Line:
                 up=self._up,
                 down=self._down,
                 message=self._message,
-                drained=lambda: self.postman.wake(),
+                drained=self._drained,
             )
         )
         self.postman = Postman(
@@ -85,6 +87,7 @@ class Line:
                 identity=premises.identity,
                 now=premises.clock.now,
                 only="enrol" if bootstrap else None,
+                silent=self._hello_again,
             )
         )
         self.mailroom = Mailroom(
@@ -96,7 +99,7 @@ class Line:
                 now=premises.clock.now,
                 got=self._got,
                 report=premises.report,
-                ask_trust=lambda: self.trust.ask(),
+                ask_trust=self._ask_trust,
             )
         )
         self.trust: TrustKeeper
@@ -106,6 +109,7 @@ class Line:
         self.rtt_ms: float | None = None
         self._trusted = False
         self._hello: asyncio.Task[None] | None = None
+        self._hello_due = asyncio.Event()
         self._hello_sent = 0.0
         self._hellos = 0
         self._receipt: bytes | None = None
@@ -146,15 +150,19 @@ class Line:
         if self.answered and not self._bootstrap:
             self._publish_state("gone", Gone(session=self.session))
 
+    def _drained(self) -> None:
+        self.postman.wake()
+
+    def _ask_trust(self) -> None:
+        self.trust.ask()
+
     def _dial(self) -> Dial:
         identity = self._premises.identity()
         self.session = str(ULID())
         own, fleet = device_filters(identity.address)
         if self._bootstrap:
             assert identity.token is not None
-            return Dial(
-                self._premises.endpoint(), identity.token.client_id, identity.token.bootstrap_jwt, (own,), None
-            )
+            return Dial(self._premises.endpoint(), identity.token.client_id, identity.token.bootstrap_jwt, (own,), None)
         assert identity.credentials is not None
         credentials = identity.credentials
         gone = write_state(
@@ -179,15 +187,33 @@ class Line:
 
     async def _say_hello(self) -> None:
         wait_s = HELLO_AGAIN_S
-        while not (self.answered and self._trusted):
-            try:
-                self._publish_state("hello", self._hello_data())
-                self._hellos += 1
-                self._hello_sent = time.monotonic()
-            except OutboxError as error:
-                log.error("outbox.failed", reason=error.reason, message=str(error))
-            await asyncio.sleep(wait_s * random.uniform(0.7, 1.3))  # noqa: S311
+        while True:
+            self._publish_hello()
+            self._hellos += 1
+            self._hello_sent = time.monotonic()
+            await self._rest(wait_s)
             wait_s = min(MAX_HELLO_AGAIN_S, wait_s * 1.5)
+            if self.answered and self._trusted:
+                wait_s = HELLO_AGAIN_S
+                # A letter whose copies were all lost, or a missed announcement, is found out by asking now and then.
+                await self._rest(HELLO_ANYWAY_S)
+
+    async def _rest(self, wait_s: float) -> None:
+        self._hello_due.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s * random.uniform(0.7, 1.3)):  # noqa: S311
+                await self._hello_due.wait()
+
+    def _hello_again(self) -> None:
+        """Receipts stay away: perhaps a new courier does not know this session."""
+        log.info("line.silent", session=self.session)
+        self._hello_due.set()
+
+    def _publish_hello(self) -> None:
+        try:
+            self._publish_state("hello", self._hello_data())
+        except OutboxError as error:
+            log.error("outbox.failed", reason=error.reason, message=str(error))
 
     def _hello_data(self) -> Hello:
         premises = self._premises
@@ -250,8 +276,8 @@ class Line:
         if receipt.session != self.session or receipt.epoch != outbox.epoch:
             return
         lanes = outbox.lanes()
-        # The answer to hello is whole: a lane that it does not name was never heard of, or is forgotten.
-        marks: dict[Lane, int] = dict(receipt.marks) if self.answered else dict.fromkeys(lanes, 0) | receipt.marks
+        # A receipt is whole: a lane that it does not name was never heard of, or is forgotten.
+        marks: dict[Lane, int] = dict.fromkeys(lanes, 0) | receipt.marks
         above = {lane: mark for lane, mark in marks.items() if mark > lanes.get(lane, (0, 0))[0]}
         if above:
             self._start_over(above)
@@ -309,4 +335,3 @@ class Line:
         address = premises.identity().address
         raw = write_state(kind, data, event_id=str(ULID()), address=address, time=premises.clock.now())
         return self.link.publish(Topic(address, Channel.STATE, kind).mqtt, raw)
-

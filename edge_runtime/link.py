@@ -1,4 +1,4 @@
-"""The MQTT connection: one client at a time, reconnected with full jitter. Knows topics and bytes, not what they mean."""
+"""The MQTT connection: one client at a time, reconnected with full jitter. Knows topics and bytes, no meanings."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Link:
         if self._closing:
             return
         ceiling = MAX_REFUSED_DELAY_S if self.refused else MAX_DELAY_S
-        spread = min(ceiling, MIN_DELAY_S * 2**min(failures, 12))
+        spread = min(ceiling, MIN_DELAY_S * 2 ** min(failures, 12))
         self._wake.clear()
         try:
             async with asyncio.timeout(MIN_DELAY_S + random.uniform(0, spread)):  # noqa: S311
@@ -251,7 +251,7 @@ class _Attempt:
             self._loop.call_soon_threadsafe(self._accept)
 
     def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
-        self._loop.call_soon_threadsafe(self._callbacks.message, message.topic, message.payload)
+        self._loop.call_soon_threadsafe(self._callbacks.message, message.topic, bytes(message.payload))
 
     def _on_disconnect(self, _client: mqtt.Client, _user: Any, *_details: Any) -> None:
         if not self._loop.is_closed():

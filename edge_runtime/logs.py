@@ -51,7 +51,7 @@ class Log:
 
     def exception(self, event: str, **fields: Any) -> None:
         """An error that nobody expected, with its stack."""
-        self._logger.exception(event, extra={"fields": fields})
+        self._logger.error(event, exc_info=True, extra={"fields": fields})  # noqa: LOG014 - called inside one
 
 
 def configure(level: str) -> None:

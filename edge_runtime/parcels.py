@@ -218,7 +218,7 @@ class PieceFetcher:
                 if exchange.error is not None:
                     raise exchange.error
         except TimeoutError:
-            self._pace.stalled()
+            self._pace.stalled(some_came=len(exchange.missing) < len(window))
         else:
             self._pace.completed(self._monotonic() - started)
         finally:

@@ -1,8 +1,8 @@
 """Readings of the machine: /sys and /proc first, psutil where they are silent. What cannot be read is absent, never 0.
 
 Environment variables override them, for tests, demonstrations and machines whose sensors lie: `BATTERY` (percent),
-`CHARGING` (true or false), `THERMAL` (degrees C, or cool, normal, warm, hot, critical), `MEMORY_GB`, `NETWORK_TYPE`, and
-`CAUSEWAY_PROFILE` (battery_save, thermal_throttle, low_ram, performance, balanced), which sets several at once.
+`CHARGING` (true or false), `THERMAL` (degrees C, or cool, normal, warm, hot, critical), `MEMORY_GB`, `NETWORK_TYPE`,
+and `CAUSEWAY_PROFILE` (battery_save, thermal_throttle, low_ram, performance, balanced), which sets several at once.
 """
 
 from __future__ import annotations

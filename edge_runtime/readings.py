@@ -19,7 +19,16 @@ from schemas.registry import Capabilities, Heartbeat, Network
 
 BUILT_IN_RUNNERS = ("profile@1", "evaluate@1")
 BUILT_IN_ESTIMATORS = ("classifier@1",)
-RUNTIMES = ("numpy", "onnxruntime", "torch", "tensorflow", "tflite-runtime", "ai-edge-litert", "scikit-learn", "openvino")
+RUNTIMES = (
+    "numpy",
+    "onnxruntime",
+    "torch",
+    "tensorflow",
+    "tflite-runtime",
+    "ai-edge-litert",
+    "scikit-learn",
+    "openvino",
+)
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _NO_SESSION = "0" * 26
 
@@ -104,8 +113,8 @@ def _gpus() -> list[str]:
     names = []
     for information in sorted(_GPUS.glob("*/information")) if _GPUS.is_dir() else []:
         for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("Model:"):
-                names.append(line.removeprefix("Model:").strip()[:128])
+            key, _, value = line.partition(":")
+            names += [value.strip()[:128]] if key == "Model" else []
     return names[:16]
 
 

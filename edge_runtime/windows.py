@@ -64,10 +64,10 @@ class Pace:
         self._stalls = 0
         self._pause = MIN_PAUSE_S
 
-    def stalled(self) -> None:
-        """Pieces of a window did not come."""
+    def stalled(self, *, some_came: bool) -> None:
+        """Pieces of a window did not come; only where none did may the link be slower than the wait."""
         self._bytes = max(MIN_WINDOW_BYTES, self._bytes / 2)
-        self._stalls = min(self._stalls + 1, 8)
+        self._stalls = 0 if some_came else min(self._stalls + 1, 8)
 
     def pause_s(self) -> float:
         """How long to rest after nothing came at all: exponential, full jitter."""

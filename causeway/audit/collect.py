@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -19,8 +20,6 @@ from schemas.ids import Address
 from schemas.letters import read_up
 from schemas.registry import EventReport
 from schemas.topics import in_subject
-from services.kit.api.ota import RolloutView
-from services.kit.api.scheduler import TaskView
 from services.kit.bus import Bus
 from services.kit.devices import DeviceRecord, device_key
 
@@ -75,16 +74,15 @@ async def read_in(bus: Bus) -> list[Stored]:
 async def read_effects(bus: Bus) -> list[Effect]:
     """Every effect that the services keep: reports in rollouts, results in tasks, updates in the ledger of rounds."""
     effects: list[Effect] = []
-    for rollout in map(RolloutView.model_validate_json, await _values(bus, "rollouts")):
-        for device in rollout.devices:
-            effects += [
-                Effect(f"report {rollout.rollout}/{device.device}/{letter}", letter) for letter in device.applied
-            ]
-    for task in map(TaskView.model_validate_json, await _values(bus, "tasks")):
-        effects += [Effect(f"result {task.task}", result.letter) for result in task.results]
+    for key, turn in await _values(bus, "rollouts"):
+        rollout, _, device = key.partition(".")
+        if device:
+            effects += [Effect(f"report {rollout}/{device}/{letter}", letter) for letter in turn["applied"]]
+    for key, task in await _values(bus, "tasks"):
+        effects += [Effect(f"result {key}", result["letter"]) for result in task["results"]]
     async for subject, raw in read_stream(bus.js, "ROUNDS"):
         entry = json.loads(raw)
-        if entry.get("entry") == "accepted":
+        if entry["entry"] == "accepted":
             job = subject.rsplit(".", 1)[1]
             effects.append(Effect(f"update {job}/{entry['round']}/{entry['device']}", entry["letter"]))
     return effects
@@ -121,10 +119,11 @@ async def read_stream(js: JetStreamContext, stream: str, subject: str = ">") -> 
             yield message.subject, message.data
 
 
-async def _values(bus: Bus, bucket: str) -> Iterable[bytes]:
+async def _values(bus: Bus, bucket: str) -> list[tuple[str, dict[str, Any]]]:
+    """Keys and values of a bucket, read as plain JSON so that no service's own code is trusted."""
     try:
         store = await bus.js.key_value(bucket)
         keys = await store.keys()
     except (NoKeysError, NotFoundError):
         return []
-    return [entry.value for key in keys if (entry := await store.get(key)).value]
+    return [(key, json.loads(entry.value)) for key in keys if (entry := await store.get(key)).value]

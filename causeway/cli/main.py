@@ -152,6 +152,7 @@ def main() -> None:
         sys.exit(
             f"causeway: Python {found} is too old: it needs 3.11 or newer; on Debian 12 and Ubuntu 24.04 python3 is"
         )
+    logs.configure("causeway", "ERROR")
     app()
 
 

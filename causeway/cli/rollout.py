@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated
 
 import typer
@@ -114,7 +113,7 @@ def list_rollouts(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
 
 
 def _counts(view: RolloutView) -> str:
-    return ", ".join(f"{n} {state}" for state, n in sorted(Counter(d.state for d in view.devices).items()))
+    return ", ".join(f"{n} {state}" for state, n in sorted(view.counts.items()))
 
 
 def _summary(view: RolloutView) -> Table:

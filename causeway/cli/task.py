@@ -11,7 +11,7 @@ import typer
 from pydantic import TypeAdapter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from causeway.cli.common import EXIT_FAILED, Json, State, console, explained, print_json, run, state_default, table
+from causeway.cli.common import DEFAULT_STATE, EXIT_FAILED, Json, State, console, explained, print_json, run, table
 from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
 from schemas.errors import MessageError
 from schemas.scheduler import Limits, TaskKind, Values
@@ -46,7 +46,7 @@ def submit(
     deadline: Annotated[float, typer.Option("--deadline", help="Seconds for one attempt.")] = 600.0,
     terms: Annotated[int, typer.Option("--terms", help="Attempts before a task has failed.", min=1, max=100)] = 3,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results; exit 1 unless all are done.")] = False,
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """Submit tasks and show which device got each, and why.
@@ -90,7 +90,7 @@ def submit(
 def list_tasks(
     fleet: Annotated[str | None, typer.Option("--fleet", help="Only this fleet.")] = None,
     limit: Annotated[int, typer.Option("--limit", help="The newest so many.", min=1, max=10_000)] = 50,
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """List the newest tasks with their results.
@@ -107,7 +107,7 @@ def list_tasks(
 @app.command()
 def show(
     task: Annotated[str, typer.Argument(help="Id of the task, as `submit` and `list` print it.")],
-    state: State = state_default(),
+    state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
     """Show one task: where it is, why there, and what came of it.

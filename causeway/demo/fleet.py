@@ -120,7 +120,7 @@ class DemoDevice:
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "edge_runtime.cli",
+                "edge_runtime",
                 *arguments,
                 "--config",
                 str(self.config),

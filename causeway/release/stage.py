@@ -83,12 +83,13 @@ def stage(state: StateFolder, draft: Draft, now: datetime) -> ReleaseFile:
             raise RefusedError(
                 f"stage {draft.model}: nothing was ever released for it; give a model file and a version"
             )
-        signed = new_targets(now, version=0)
+        signed = new_targets(now)
+    else:
+        signed.version += 1
     artifacts = _add_target(signed, draft, now, diff)
     _raise_floor(signed, draft, diff)
     if len(diff) == 1:
         raise RefusedError(f"stage {draft.model}: nothing changes; give a model file, --raise-floor or --revoke")
-    signed.version += 1
     signed.expires = renewed_expiry(now)
     diff.append(f"role {role} version {signed.version}, valid until {signed.expires.isoformat()}")
     roles[file_of(role, signed.version)] = _staged(role, signed, targets)
@@ -192,7 +193,7 @@ def _raise_floor(signed: Targets, draft: Draft, diff: list[str]) -> None:
         newest = max(views.values(), default=0)
         if not floor < draft.raise_floor <= newest:
             raise RefusedError(
-                f"stage {draft.model}: a floor of {draft.raise_floor} does not fit; it is {floor}, the newest seq {newest}"
+                f"stage {draft.model}: floor {draft.raise_floor} does not fit: it is {floor}, the newest seq {newest}"
             )
         diff.append(f"! floor {floor} -> {draft.raise_floor}: no release with a lower seq is installed any more")
         floor = draft.raise_floor

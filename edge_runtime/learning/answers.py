@@ -1,4 +1,4 @@
-"""What this device answered to rounds, on disk, so that a crash or a repeated letter neither trains nor answers twice."""
+"""What this device answered to rounds, on disk: neither a crash nor a repeated letter makes it train twice."""
 
 from __future__ import annotations
 

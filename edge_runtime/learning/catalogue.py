@@ -1,4 +1,4 @@
-"""Which estimators a device can train, by entry point. Imports none of them: the resident agent reads the names only."""
+"""Which estimators a device can train, by entry point. Imports none of them: the agent reads the names only."""
 
 from __future__ import annotations
 

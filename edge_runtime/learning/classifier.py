@@ -54,7 +54,7 @@ class ClassifierParameters:
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> ClassifierParameters:
         """Read a job's parameters; unknown ones are refused, since a misspelt one would silently be a default."""
-        types = {field.name: int if field.type == "int" else float for field in fields(cls)}
+        types: dict[str, Any] = {field.name: int if field.type == "int" else float for field in fields(cls)}
         unknown = sorted(set(parameters) - set(types))
         if unknown:
             raise ValueError(f"classifier@1 has no parameter {unknown[0]!r}: known are {', '.join(sorted(types))}")
@@ -127,7 +127,8 @@ class Classifier:
 
     def predict(self, x: Samples) -> Samples:
         """The likeliest class of each sample, (N,)."""
-        return self.logits(np.asarray(x, np.float32).reshape(len(x), -1)).argmax(axis=1)
+        answers: Samples = self.logits(np.asarray(x, np.float32).reshape(len(x), -1)).argmax(axis=1)
+        return answers
 
     def load(self, path: Path) -> None:
         """Take weights from a safetensors file."""
@@ -148,7 +149,9 @@ class Classifier:
 
     def _checked(self, x: Samples, y: Samples) -> tuple[Array, NDArray[np.int64]]:
         if len(x) < 1 or len(x) != len(y):
-            raise ValueError(f"training data has {len(x)} samples and {len(y)} labels; needed are equally many, at least 1")
+            raise ValueError(
+                f"training data has {len(x)} samples and {len(y)} labels; needed are equally many, at least 1"
+            )
         flat = np.asarray(x, np.float32).reshape(len(x), -1)
         if flat.shape[1] != self.parameters.features:
             raise ValueError(f"samples have {flat.shape[1]} features, the model takes {self.parameters.features}")
@@ -179,7 +182,7 @@ class Classifier:
             "output.bias": slope.sum(axis=0),
             "output.weight": hidden.T @ slope,
         }
-        for name, tensor in self._weights.items():
+        for name in self._weights:
             velocity[name] = np.float32(self.parameters.momentum) * velocity[name] + gradients[name]
-            tensor -= np.float32(self.parameters.lr) * velocity[name]
-            np.clip(tensor, -WEIGHT_BOUND, WEIGHT_BOUND, out=tensor)
+            moved = self._weights[name] - np.float32(self.parameters.lr) * velocity[name]
+            self._weights[name] = np.clip(moved, -WEIGHT_BOUND, WEIGHT_BOUND)

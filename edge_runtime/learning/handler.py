@@ -73,7 +73,9 @@ class LearningHandler:
         try:
             return await self._train(invitation)
         except EdgeError as error:
-            log.warning("round.failed", job=invitation.job, round=invitation.round, reason=error.reason, error=str(error))
+            log.warning(
+                "round.failed", job=invitation.job, round=invitation.round, reason=error.reason, error=str(error)
+            )
             return _without(invitation, "failed", error.reason, str(error))
 
     async def _train(self, invitation: Round) -> Update:
@@ -101,7 +103,8 @@ class LearningHandler:
                 return
             except TimeoutError as error:
                 raise FetchError(
-                    f"fetch base weights {invitation.base.sha256[:12]}: not here by the round's deadline", reason="timeout"
+                    f"fetch base weights {invitation.base.sha256[:12]}: not here by the round's deadline",
+                    reason="timeout",
                 ) from error
             except FetchError as error:
                 if error.reason != "timeout" or self._context.clock.now() >= invitation.deadline:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from edge_runtime.budget import Budget
 from edge_runtime.errors import OutboxError, TrustError
 from edge_runtime.identity import Identity
 from edge_runtime.letters.admission import Admission
@@ -54,7 +55,7 @@ class Mailroom:
         self._desk = desk
         self._unknown: deque[tuple[str, bytes]] = deque(maxlen=MAX_UNKNOWN)
         self._refused: OrderedDict[str, None] = OrderedDict()
-        self._budget = _Budget(REPORTS_PER_MINUTE)
+        self._budget = Budget(REPORTS_PER_MINUTE)
         self.refusals: dict[str, int] = {}
         """Refused letters by reason, since the start."""
         self.unreported = 0
@@ -173,24 +174,6 @@ def check_generation(letter: DownLetter[Any], key: ServiceKey) -> None:
             f"letter {letter.id} claims generation {letter.generation}, the key of {key.service} has {key.generation}",
             reason="wrong_generation",
         )
-
-
-class _Budget:
-    """So many a minute."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._tokens = float(per_minute)
-        self._last: float | None = None
-
-    def take(self, now: float) -> bool:
-        if self._last is not None:
-            self._tokens = min(self._per_minute, self._tokens + (now - self._last) * self._per_minute / 60)
-        self._last = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 def _fingerprint(raw: bytes) -> str:

@@ -115,8 +115,8 @@ class Outbox:
         """The present epoch."""
         return str(self.database.read("SELECT value FROM meta WHERE key = 'epoch'")[0][0])
 
-    def add(self, kind: str, data: Message, lane: Lane) -> str:
-        """Store a letter; it is on disk when this returns.
+    def add(self, kind: str, data: Message, lane: Lane, letter_id: str | None = None) -> str:
+        """Store a letter; it is on disk when this returns. A `letter_id` that is here already is not stored again.
 
         Raises:
             OutboxError: `oversized`, `outbox_full` or what the disk says; the letter was not accepted.
@@ -128,9 +128,11 @@ class Outbox:
                 f"store a letter {kind} of {size} bytes: more than a letter may carry; send large data by digest",
                 reason="oversized",
             )
-        letter_id = str(ULID())
+        letter_id = letter_id or str(ULID())
         try:
             with self.database.write(f"store a letter {kind}") as connection:
+                if connection.execute("SELECT 1 FROM letters WHERE id = ?", (letter_id,)).fetchone():
+                    return letter_id
                 self._make_room(connection, lane, size + ROW_OVERHEAD)
                 self._insert(connection, (letter_id, lane, kind, text, self._now(), size + ROW_OVERHEAD))
         except OutboxError:
@@ -253,16 +255,28 @@ class Outbox:
                     connection.execute("INSERT INTO lanes VALUES (?, ?, ?, 0)", (new, lane, len(rows)))
         return new
 
-    def waiting_ids(self, kind: str) -> list[str]:
-        """Letters of a kind that no receipt has come for, oldest first."""
+    def waiting(self, kind: str) -> list[tuple[str, str]]:
+        """Id and data of the letters of a kind that no receipt has come for, oldest first."""
         rows = self.database.read(
-            "SELECT id FROM letters WHERE kind = ? AND state = 'waiting' ORDER BY lane, sequence", (kind,)
+            "SELECT id, data FROM letters WHERE kind = ? AND state = 'waiting' ORDER BY id", (kind,)
         )
-        return [str(row["id"]) for row in rows]
+        return [(str(row["id"]), str(row["data"])) for row in rows]
+
+    def stands_behind_others(self, letter_id: str) -> bool:
+        """Whether letters of other kinds wait in front of a waiting letter."""
+        rows = self.database.read(
+            "SELECT 1 FROM letters l JOIN letters o ON o.epoch = l.epoch AND o.lane = l.lane "
+            "WHERE l.id = ? AND o.sequence < l.sequence AND l.state = 'waiting' AND o.state = 'waiting' "
+            "AND o.kind <> l.kind LIMIT 1",
+            (letter_id,),
+        )
+        return bool(rows)
 
     def ids(self, kind: str) -> list[str]:
         """Letters of a kind that are still here, oldest first."""
-        return [str(row["id"]) for row in self.database.read("SELECT id FROM letters WHERE kind = ? ORDER BY id", (kind,))]
+        return [
+            str(row["id"]) for row in self.database.read("SELECT id FROM letters WHERE kind = ? ORDER BY id", (kind,))
+        ]
 
     def summary(self) -> OutboxSummary:
         """Figures of now."""
@@ -270,9 +284,7 @@ class Outbox:
         for row in self.database.read("SELECT state, letters, bytes FROM totals"):
             totals[row["state"]] += Amount(row["letters"], row["bytes"])
         counters = {row["name"]: row["value"] for row in self.database.read("SELECT name, value FROM counters")}
-        return OutboxSummary(
-            totals["waiting"], totals["receipted"], counters.get("dropped", 0), self._refused_here
-        )
+        return OutboxSummary(totals["waiting"], totals["receipted"], counters.get("dropped", 0), self._refused_here)
 
     def close(self) -> None:
         """Close the file."""
@@ -312,13 +324,12 @@ class Outbox:
 
 def _evict_oldest(connection: Connection, lane: Lane) -> None:
     row = connection.execute(
-        "SELECT id, epoch, sequence FROM letters WHERE lane = ? AND state = 'waiting' ORDER BY sequence LIMIT 1", (lane,)
+        "SELECT id, epoch, sequence FROM letters WHERE lane = ? AND state = 'waiting' ORDER BY sequence LIMIT 1",
+        (lane,),
     ).fetchone()
     connection.execute("DELETE FROM letters WHERE id = ?", (row["id"],))
     _lose(connection, row["epoch"], lane, row["sequence"], "evicted", 1)
-    connection.execute(
-        "INSERT INTO counters VALUES ('dropped', 1) ON CONFLICT DO UPDATE SET value = value + 1"
-    )
+    connection.execute("INSERT INTO counters VALUES ('dropped', 1) ON CONFLICT DO UPDATE SET value = value + 1")
 
 
 def _lose(connection: Connection, epoch: str, lane: Lane, sequence: int, reason: str, letters: int) -> None:

@@ -1,4 +1,4 @@
-"""Sends what the outbox holds, in order and within a window, until the courier has receipted it. Shell around `sending`."""
+"""Sends what the outbox holds, in order and within a window, until it is receipted. The shell around `sending`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Post:
     link: Link
     identity: Callable[[], Identity]
     now: Callable[[], datetime]
+    silent: Callable[[], None] = lambda: None
+    """Told when receipts stay away time and again."""
     only: str | None = None
     """The one kind that may be sent: a device with nothing but a token may only enrol."""
 
@@ -107,6 +109,8 @@ class Postman:
             flight = self._flights[lane]
             held = self._post.outbox.run_above(lane, flight.mark)
             decision = plan(flight, held, time.monotonic(), self.round_trip.wait_s)
+            if decision.flight.silences > max(flight.silences, 1):
+                self._post.silent()
             flight = decision.flight
             if decision.run is not None:
                 sent = self._send(lane, decision.run)

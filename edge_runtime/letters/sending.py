@@ -107,7 +107,7 @@ def receipted(flight: Flight, mark: int, now: float) -> Flight:
 
 
 def _deadline(flight: Flight, wait_s: float) -> float:
-    return flight.since + min(MAX_WAIT_S, wait_s * 2**flight.silences)
+    return flight.since + min(MAX_WAIT_S, wait_s * float(1 << flight.silences))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Carries one assignment out: accept, fetch, verify, stage, smoke, commit, confirm. Killed anywhere, it can run again."""
+"""Carries one assignment out: accept, fetch, verify, stage, smoke, commit, confirm. Killed anywhere, it runs again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from pydantic import ValidationError
 
 from edge_runtime.errors import EdgeError, FetchError, InstallError, WorkerError
 from edge_runtime.ota import state as slot
@@ -90,6 +92,7 @@ class Installation:
             self._accept(order)
             self._step = "commit"
             self._slots.store(slot.remove(self._load()))
+            self._step = "confirm"
             return None
         if assign.action == "rollback":
             await self._check_rollback(order)
@@ -233,7 +236,11 @@ class Installation:
             held = Keyring(self._context.folder.trust).state([assign.model])
             self._context.sender.send_parcel("want", Want(trust=held).write())
             await asyncio.sleep(pause)
-        custom = ReleaseCustom.model_validate(found["custom"])
+        try:
+            custom = ReleaseCustom.model_validate(found["custom"])
+        except ValidationError as error:
+            told = f"read the release {assign.target}: its signed facts do not fit the contract ({error.error_count()})"
+            raise RefusedError(told, reason="bad_metadata") from error
         return Release(found["sha256"], found["length"], custom, found["floor"], tuple(found["revoked"]))
 
     async def _pass_gates(self, order: slot.Order) -> None:

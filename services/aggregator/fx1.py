@@ -32,7 +32,7 @@ class OutOfRangeError(ValueError):
 
 
 def weight_of(samples: int, unit: int) -> int:
-    """w = min(4096, max(1, samples // unit))."""
+    """Weight of an update: w = min(4096, max(1, samples // unit))."""
     return min(MAX_WEIGHT, max(1, samples // unit))
 
 

@@ -1,97 +1,23 @@
-"""A job's rounds: what an update comes to, and what to do next. Pure; the state is the fold of the job's ledger."""
+"""A job's rounds: what an update comes to, and what to do next. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from schemas.aggregator import Artifact, Update
-from services.aggregator.entries import Accepted, Closed, Ended, Entry, Opened, Refused, Started
-from services.aggregator.fx1 import MAX_UPDATES, Vector, weight_of
+from schemas.aggregator import Update
+from services.aggregator.entries import Accepted, Refused
+from services.aggregator.fold import JobFold
+from services.aggregator.fx1 import Vector, weight_of
 from services.aggregator.updates import UpdateError, open_update
-from services.kit.api.aggregator import JobRequest, JobState, RoundView
+from services.kit.api.aggregator import JobRequest
 from services.kit.devices import DeviceRecord
 
-HISTORY_KEPT = 1_000
-"""Closed rounds that a job's record names; the ledger has them all."""
 MAX_INVITED = 10_000
-
-
-@dataclass(slots=True)
-class JobFold:
-    """A job as its ledger tells it.
-
-    Attributes:
-        sequence: of the last entry folded in.
-        base_sequence: of the last closed round's entry; folding begins after it.
-        closed_at: sequence of the closing entry by round.
-        round: the one that is open or opens next; above `request.rounds` when all are closed.
-        attempt: last one opened in this round, 0 if none.
-        tries: attempts since the round or the job began.
-        opened: the attempt that updates are taken for.
-        accepted: updates of this round that count, by device; they stay from attempt to attempt, as the base does.
-        answered: devices that have answered the open attempt, either way.
-        letters: ids of this round's letters that had their effect.
-    """
-
-    request: JobRequest
-    state: JobState = "created"
-    reason: str | None = None
-    sequence: int = 0
-    base_sequence: int = 0
-    closed_at: dict[int, int] = field(default_factory=dict)
-    round: int = 1
-    attempt: int = 0
-    tries: int = 0
-    weights: Artifact | None = None
-    history: list[RoundView] = field(default_factory=list)
-    opened: Opened | None = None
-    opened_sequence: int = 0
-    round_began: datetime | None = None
-    accepted: dict[str, Accepted] = field(default_factory=dict)
-    answered: set[str] = field(default_factory=set)
-    letters: set[str] = field(default_factory=set)
-
-    def apply(self, entry: Entry, sequence: int) -> None:
-        """Take over the next entry of the ledger."""
-        self.sequence = sequence
-        match entry:
-            case Started():
-                self.state, self.reason, self.opened, self.tries = "running", None, None, 0
-            case Opened():
-                self.opened, self.opened_sequence = entry, sequence
-                self.attempt, self.tries = entry.attempt, self.tries + 1
-                self.round_began = self.round_began or entry.opens
-                self.answered = set(self.accepted)
-            case Accepted():
-                # Without the vector, which is in the sum: 10,000 of them would be 500 MB.
-                self.accepted[entry.device] = entry.model_copy(update={"vector": ""})
-                self.answered.add(entry.device)
-                self.letters.add(entry.letter)
-            case Refused():
-                self.letters.add(entry.letter)
-                if entry.final:
-                    self.answered.add(entry.device)
-            case Closed():
-                self._close(entry, sequence)
-            case Ended():
-                self.state, self.reason, self.opened = entry.state, entry.reason, None
-
-    def start_of(self, number: int) -> int:
-        """Sequence after which a round's entries stand; 0 if it is not known any more."""
-        return self.closed_at.get(number - 1, 0)
-
-    def _close(self, entry: Closed, sequence: int) -> None:
-        self.base_sequence = self.closed_at[entry.round] = sequence
-        self.closed_at.pop(entry.round - HISTORY_KEPT, None)
-        self.weights = entry.weights
-        fields = entry.model_dump(exclude={"entry", "at"})
-        self.history = [*self.history, RoundView.model_validate(fields)][-HISTORY_KEPT:]
-        self.round, self.attempt, self.tries = entry.round + 1, 0, 0
-        self.opened, self.round_began = None, None
-        self.accepted, self.answered, self.letters = {}, set(), set()
+PATIENCE_S = 2.0
+"""How long a round waits for a device that is offline. Its letter stays in the mailbox; in time, its update counts."""
 
 
 Outcome = Literal["accepted", "declined", "refused", "conflict", "duplicate"]
@@ -105,7 +31,7 @@ class Verdict:
         outcome: `declined`: the device says that it did not train; `duplicate`: its effect is in the ledger already.
         entry: to be appended; None for a duplicate.
         vector: to be added to the sum, once the entry is in the ledger.
-        earlier_round: the letter belongs to a closed round, whose letters are not in memory: look into the ledger before
+        earlier_round: the letter is of a closed round, whose letters are not in memory: look into the ledger before
             appending, since its effect may stand there.
     """
 
@@ -138,8 +64,6 @@ def admit(job: JobFold, device: str, letter: str, update: Update, length: int) -
         reason, message = update.reason or update.outcome, update.message or ""
         return Verdict("declined", _refused(device, letter, update, "device", reason, message, final=True))
     try:
-        if len(job.accepted) >= MAX_UPDATES:
-            raise UpdateError(f"the round holds {MAX_UPDATES} updates already", reason="round_full")
         vector = open_update(update, length)
     except UpdateError as error:
         entry = _refused(device, letter, update, "aggregator", error.reason, str(error), final=True)
@@ -193,39 +117,42 @@ class Finish:
 Action = Wait | Open | Close | Finish
 
 
-def plan(job: JobFold, now: datetime) -> Action:
+def plan(job: JobFold, now: datetime, away: frozenset[str] = frozenset()) -> Action:
     """The next step of a job.
 
-    A round closes when everyone invited has answered, or at its deadline, if `min_updates` count. With fewer it waits for
-    its deadline, since what kept devices from training may pass, and is then tried again; `max_attempts` in vain fail
-    the job.
+    A round closes when everyone invited has answered, not waiting long for devices that are `away`, or at its deadline,
+    if `min_updates` count. With fewer it waits for its deadline, since what kept devices from training may pass, and is
+    then tried again; `max_attempts` in vain fail the job.
     """
     request = job.request
     if job.state != "running":
         return Wait()
     if job.round > request.rounds:
         return Finish("done")
+    again = Open(job.round, job.attempt + 1, frozenset(job.accepted))
     if job.opened is None:
-        return Open(job.round, job.attempt + 1, frozenset(job.accepted))
+        return again
     enough = len(job.accepted) >= request.min_updates
-    everyone = job.answered.issuperset(job.opened.invited)
+    patient = (now - job.opened.opens).total_seconds() < PATIENCE_S
+    missing = job.opened.invited.keys() - job.answered
+    everyone = not missing if patient else missing <= away
     late = now >= job.opened.deadline
     if enough and (everyone or late):
         return Close(job.round, job.attempt)
     if not late:
         return Wait()
-    if job.tries >= request.max_attempts:
-        count = len(job.accepted)
-        return Finish(
-            "failed",
-            f"round {job.round} has {count} of {request.min_updates} updates after {job.tries} attempts; "
-            "see the refusals in the ledger, then start the job again",
-        )
-    return Open(job.round, job.attempt + 1, frozenset(job.accepted))
+    return again if job.tries < request.max_attempts else Finish("failed", _in_vain(job))
+
+
+def _in_vain(job: JobFold) -> str:
+    return (
+        f"round {job.round} has {len(job.accepted)} of {job.request.min_updates} updates after {job.tries} attempts; "
+        "see the refusals in the ledger, then start the job again"
+    )
 
 
 def candidates(records: Iterable[DeviceRecord], request: JobRequest) -> list[str]:
-    """Devices that may be invited, by name: enrolled in the fleet, and either named by the job or in possession of its data."""
+    """Names of devices that may be invited: enrolled in the fleet, and named by the job or holding its data."""
     named = None if request.devices is None else set(request.devices)
     found = [
         record.device
@@ -235,6 +162,11 @@ def candidates(records: Iterable[DeviceRecord], request: JobRequest) -> list[str
         and (request.dataset in record.capabilities.datasets if named is None else record.device in named)
     ]
     return sorted(found)[:MAX_INVITED]
+
+
+def absent(records: Iterable[DeviceRecord], fleet: str) -> frozenset[str]:
+    """Devices of a fleet that are offline or may no longer speak."""
+    return frozenset(r.device for r in records if r.fleet == fleet and not (r.online and r.standing == "enrolled"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,19 +198,27 @@ def _second(first: Accepted, device: str, letter: str, update: Update) -> Verdic
 
 
 def _stale(job: JobFold, device: str, update: Update) -> tuple[str, str] | None:
+    """Why an update is not for what is open now: reason and message."""
+    opened = job.opened
     if update.round < job.round:
         return "stale_round", f"round {update.round} is closed, {job.round} is next or open"
-    if job.state != "running" or job.opened is None:
+    if job.state != "running" or opened is None:
         return "not_open", f"the job is {job.state} and no round is open"
-    if update.round > job.round or update.attempt > job.attempt:
-        return "unknown_round", f"round {update.round}, attempt {update.attempt} was never opened"
-    if update.attempt < job.attempt:
-        return "stale_attempt", f"attempt {update.attempt} is over, {job.attempt} is open"
-    if update.base != job.opened.base.sha256:
-        return "stale_base", f"trained from {update.base}, this round's base is {job.opened.base.sha256}"
-    if device not in job.opened.invited:
-        return "not_invited", f"{device} was not invited to round {update.round}"
-    return None
+    found = (
+        (
+            update.round > job.round or update.attempt > job.attempt,
+            "unknown_round",
+            f"round {update.round}, attempt {update.attempt} was never opened",
+        ),
+        (update.attempt < job.attempt, "stale_attempt", f"attempt {update.attempt} is over, {job.attempt} is open"),
+        (
+            update.base != opened.base.sha256,
+            "stale_base",
+            f"trained from {update.base}, this round's base is {opened.base.sha256}",
+        ),
+        (device not in opened.invited, "not_invited", f"{device} was not invited to round {update.round}"),
+    )
+    return next(((reason, message) for applies, reason, message in found if applies), None)
 
 
 def _refused(

@@ -19,8 +19,9 @@ from schemas.aggregator import Artifact, Round, Update
 from schemas.ids import Address
 from services.aggregator import metrics
 from services.aggregator.entries import Accepted, Closed, Ended, Entry, Opened, Started
+from services.aggregator.fold import JobFold
 from services.aggregator.fx1 import Accumulator
-from services.aggregator.rounds import Close, Finish, JobFold, Open, Wait, admit, plan, summarise
+from services.aggregator.rounds import Close, Finish, Open, Wait, admit, plan, summarise
 from services.aggregator.store import JobRecord, JobStore, Ledger, LedgerMovedError, record_of
 from services.aggregator.updates import stored_vector
 from services.kit.mailbox import Draft
@@ -31,6 +32,8 @@ MAX_STEPS = 4
 """Decisions carried out in one turn."""
 SAVE_INTERVAL_S = 0.5
 """How often the record may follow single updates; steps are saved at once."""
+MAX_RIVALRY = 8
+"""Times that the ledger may have moved before a decision is given up, to be repeated later."""
 LETTER_KIND = "round"
 
 
@@ -62,6 +65,9 @@ class Outside(Protocol):
     def candidates(self, job: JobFold) -> list[str]:
         """Devices that may be invited now."""
 
+    def away(self, job: JobFold) -> frozenset[str]:
+        """Devices that cannot answer now."""
+
     async def post(self, draft: Draft, now: datetime) -> None:
         """Put a letter into a mailbox; repeating it is harmless."""
 
@@ -81,6 +87,7 @@ class JobRunner:
 
     def __init__(self, record: JobRecord, revision: int, ledger: Ledger, store: JobStore, outside: Outside) -> None:
         self._record = record
+        self._saved = record
         self._revision = revision
         self._ledger = ledger
         self._store = store
@@ -103,17 +110,16 @@ class JobRunner:
         """Whether nothing happens before an operator's next word."""
         return self.view.state in {"done", "stopped", "failed", "created"}
 
-    def forget(self) -> None:
-        """Fold the ledger again before the next use."""
-        if self._fold is not None:
-            self._record = record_of(self._fold)
-            self._fold = None
-
     async def load(self) -> None:
         """Fold the ledger, unless that is done."""
         async with self._lock:
             await self._folded()
             await self._save()
+
+    async def reload(self) -> None:
+        """Fold the ledger again before the next use."""
+        async with self._lock:
+            self._forget()
 
     async def start(self, now: datetime) -> JobRecord:
         """Begin, or go on after a stop or a failure."""
@@ -132,7 +138,7 @@ class JobRunner:
             The verdict's outcome.
         """
         async with self._lock:
-            while True:
+            for _ in range(MAX_RIVALRY):
                 job = await self._folded()
                 verdict = admit(job, device, letter, update, count(self._shapes))
                 if verdict.entry is None:
@@ -146,9 +152,8 @@ class JobRunner:
                 except LedgerMovedError as error:
                     self._moved(error)
                     continue
-                if time.monotonic() - self._saved_at >= SAVE_INTERVAL_S:
-                    await self._save()
                 return verdict.outcome
+        raise self._rivalry()
 
     async def step(self, now: datetime) -> None:
         """Do whatever is due."""
@@ -158,12 +163,14 @@ class JobRunner:
                 await self._post_rest(job, now)
                 try:
                     if not await self._act(job, now):
-                        return
+                        break
                 except LedgerMovedError as error:
                     self._moved(error)
+            if time.monotonic() - self._saved_at >= SAVE_INTERVAL_S:
+                await self._save()
 
     async def _act(self, job: JobFold, now: datetime) -> bool:
-        action = plan(job, now)
+        action = plan(job, now, self._outside.away(job))
         match action:
             case Wait():
                 return False
@@ -259,7 +266,7 @@ class JobRunner:
 
     async def _decide(self, choose: Callable[[JobFold], Entry | None]) -> JobRecord:
         async with self._lock:
-            while True:
+            for _ in range(MAX_RIVALRY):
                 entry = choose(await self._folded())
                 if entry is None:
                     return self.view
@@ -270,6 +277,7 @@ class JobRunner:
                     continue
                 await self._save()
                 return self.view
+        raise self._rivalry()
 
     async def _append(self, entry: Entry) -> None:
         job = await self._folded()
@@ -277,7 +285,7 @@ class JobRunner:
             sequence = await self._ledger.append(job.request.job, entry, after=job.sequence)
         except BaseException:
             # It may be stored or not: only the ledger knows.
-            self.forget()
+            self._forget()
             raise
         self._apply(job, entry, sequence)
 
@@ -287,6 +295,11 @@ class JobRunner:
             self._shapes = shapes_of(self._initial())
             job = self._record.fold()
             self._sum = Accumulator(count(self._shapes))
+            last = await self._ledger.last(request.job)
+            if last < job.base_sequence:
+                # JetStream lost its tail, or was restored from a backup. The closed rounds are in the record.
+                log.error("ledger.went_back", job=request.job, ends_at=last, known=job.base_sequence)
+                job.base_sequence, job.sequence, job.closed_at = last, last, {}
             async for sequence, entry in self._ledger.read(request.job, after=job.base_sequence):
                 self._apply(job, entry, sequence)
             self._fold = job
@@ -311,10 +324,21 @@ class JobRunner:
     async def _save(self) -> None:
         self._saved_at = time.monotonic()
         record = self.view
-        if record != self._record:
+        if record != self._saved:
             self._revision = await self._store.update(record, self._revision)
-            self._record = record
+            self._saved = record
+
+    def _forget(self) -> None:
+        if self._fold is not None:
+            self._record = record_of(self._fold)
+            self._fold = None
 
     def _moved(self, error: LedgerMovedError) -> None:
         log.warning("ledger.moved", job=self._record.job, detail=str(error))
-        self.forget()
+        self._forget()
+
+    def _rivalry(self) -> LedgerMovedError:
+        return LedgerMovedError(
+            f"the ledger of {self._record.job} moved {MAX_RIVALRY} times during one decision; "
+            "does another aggregator run?"
+        )

@@ -12,7 +12,7 @@ from nats.js.kv import KeyValue
 from schemas.ids import check_identifier
 from schemas.topics import rounds_subject
 from services.aggregator.entries import Accepted, Entry, Refused, effect_key, read_entry
-from services.aggregator.rounds import JobFold
+from services.aggregator.fold import JobFold
 from services.kit.api.aggregator import JobRequest, JobView
 from services.kit.bus import Bus
 from services.kit.errors import RefusedError, UnreachableError
@@ -63,6 +63,13 @@ class Ledger:
             raise LedgerMovedError(f"ledger of {job} holds this effect already")
         return ack.seq
 
+    async def last(self, job: str) -> int:
+        """Sequence of the last entry; 0 if there is none."""
+        try:
+            return (await self._bus.js.get_last_msg(ROUNDS.name, rounds_subject(job))).seq or 0
+        except NotFoundError:
+            return 0
+
     async def read(self, job: str, *, after: int) -> AsyncIterator[tuple[int, Entry]]:
         """Entries with a sequence above `after`, to the one that is last when the reading begins."""
         async for sequence, _, raw in self._scan(job, after, headers_only=False):
@@ -79,10 +86,7 @@ class Ledger:
         self, job: str, after: int, *, headers_only: bool
     ) -> AsyncIterator[tuple[int, dict[str, str], bytes]]:
         js, subject = self._bus.js, rounds_subject(job)
-        try:
-            last = (await js.get_last_msg(ROUNDS.name, subject)).seq or 0
-        except NotFoundError:
-            return
+        last = await self.last(job)
         if last <= after:
             return
         config = ConsumerConfig(

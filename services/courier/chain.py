@@ -1,7 +1,8 @@
-"""Appending to IN such that no other courier's letter can come between (protocols, section 0, "One active courier").
+"""Appending to a stream such that no other courier can write in between (protocols, section 0, "One active courier").
 
-Each message names the id of the one before it. A fence, which names none, breaks the chain of every predecessor that still
-believes to be active; after a replay up to the own fence this courier knows IN exactly.
+Each message names the id of the one before it. A fence, which names none, breaks the chain of every predecessor that
+still believes to be active; after a replay up to the own fence this courier knows the stream exactly. IN is written so,
+and the bucket of marks, since a paused predecessor's stale marks would be as harmful as its letters.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from nats.js.api import Header
 from ulid import ULID
 
-from schemas.topics import fence_subject
 from services.courier import metrics
 from services.courier.pipeline import Pipeline, Request, read_answer
 
@@ -24,19 +24,20 @@ REASON = "Causeway-Refused"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A letter on its way into IN."""
+    """A message on its way into the stream."""
 
     subject: str
     message_id: str
-    envelope: bytes
+    body: bytes
     reason: str | None = None
 
 
 class Chain:
-    """The end of IN as this courier knows it."""
+    """The end of a stream as this courier knows it."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, fence_subject: str) -> None:
         self._pipeline = pipeline
+        self._fence_subject = fence_subject
         self.message_id = ""
         self.sequence = 0
 
@@ -44,22 +45,22 @@ class Chain:
         """Break every other chain and begin a new one.
 
         Raises:
-            PipelineError: if IN does not answer.
+            PipelineError: if the stream does not answer.
         """
         name = f"fence:{ULID()}"
-        [answer] = await self._pipeline.ask([Request(fence_subject(), b"", {MESSAGE_ID: name})])
+        [answer] = await self._pipeline.ask([Request(self._fence_subject, b"", {MESSAGE_ID: name})])
         self.sequence = int(read_answer(answer)["seq"])
         self.message_id = name
         metrics.FENCES.inc()
 
     async def append(self, entries: Sequence[Entry]) -> list[int]:
-        """Store letters in their order.
+        """Store messages in their order.
 
         Returns:
-            IN's sequence of each.
+            The stream's sequence of each.
 
         Raises:
-            PipelineError: if any was refused or not acknowledged; which ones IN holds is then known by replay only.
+            PipelineError: if any was refused or not acknowledged; only a replay tells which ones the stream holds.
         """
         requests = []
         last = self.message_id
@@ -67,7 +68,7 @@ class Chain:
             headers = {MESSAGE_ID: entry.message_id, EXPECTED: last}
             if entry.reason is not None:
                 headers[REASON] = entry.reason
-            requests.append(Request(entry.subject, entry.envelope, headers))
+            requests.append(Request(entry.subject, entry.body, headers))
             last = entry.message_id
         sequences = [int(read_answer(answer)["seq"]) for answer in await self._pipeline.ask(requests)]
         if sequences:

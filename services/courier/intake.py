@@ -13,7 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from schemas.errors import ContractError
 from schemas.ids import Address
-from schemas.topics import in_subject, refused_subject
+from schemas.topics import fence_subject, in_subject, refused_subject
 from services.courier import metrics
 from services.courier.chain import Chain, Entry
 from services.courier.lease import Lease
@@ -85,7 +85,7 @@ class Intake:
         self._sessions = sessions
         self._turnstile = turnstile
         self._settings = settings
-        self._chain = Chain(pipeline)
+        self._chain = Chain(pipeline, fence_subject())
         self._store = MarksStore(bus, pipeline)
         self._marks: Marks | None = None
         self._puller: Puller | None = None
@@ -127,7 +127,11 @@ class Intake:
                 await asyncio.sleep(RETRY_S)
 
     async def save(self) -> None:
-        """Save the marks that changed."""
+        """Save the marks that changed.
+
+        Raises:
+            PipelineError: if not all is stored; what is saved must be read again before the next time.
+        """
         marks = self._marks
         if marks is None:
             return
@@ -135,14 +139,7 @@ class Intake:
         self._unsaved, self._saved_at = 0, time.monotonic()
         if not changed:
             return
-        try:
-            await self._store.save(
-                changed, SavedPoint(sequence=self._chain.sequence, message_id=self._chain.message_id)
-            )
-        except (PipelineError, NatsError) as error:
-            log.warning("marks.not_saved", devices=len(changed), error=repr(error))
-            for address in changed:
-                marks.touch(address)
+        await self._store.save(changed, SavedPoint(sequence=self._chain.sequence, message_id=self._chain.message_id))
 
     async def _restore(self) -> None:
         marks, sessions = await self._store.restore(self._chain)

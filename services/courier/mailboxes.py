@@ -1,7 +1,7 @@
 """Which letters wait for which device, and when each is sent (again): the index of OUT, without its bytes.
 
-A letter stays until its device says `got`. At most `window` letters of a device are on their way at a time; each is repeated
-with doubling pauses, and after `attempts` it rests until the device says hello.
+A letter stays until its device says `got`. At most `window` letters of a device are on their way at a time; each is
+repeated with doubling pauses, and after `attempts` it rests until the device says hello.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What IN holds of each lane: the marks, as a fold of IN on top of what was saved.
 
-Marks must outlive IN's letters, so they are saved per device, together with one point of IN up to which the saved ones are
-whole. What was saved is believed only as far as IN still bears it out: JetStream acknowledges before it fsyncs and may be
-restored from a backup, and a mark that promises more than IN holds would lose letters. A mark may go backwards; the devices
-then send again what they keep (protocols, section 0, "Nothing is sent before hello is answered").
+Marks must outlive IN's letters, so they are saved per device, together with one point of IN up to which the saved ones
+are whole. What was saved is believed only as far as IN still bears it out: JetStream acknowledges before it fsyncs and
+may be restored from a backup, and a mark that promises more than IN holds would lose letters. A mark may go backwards;
+the devices then send again what they keep (protocols, section 0, "Nothing is sent before hello is answered").
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Marks:
             self._set(gap.key, gap.last)
 
     def stored(self, key: LaneKey, sequence: int, at: int) -> None:
-        """A letter is in IN at `at`. Letters that IN never held before it are lost; one that is not newer changes nothing."""
+        """A letter is in IN at `at`; those that IN never held before it are lost. An older one changes nothing."""
         mark = self.flat.get(key, 0)
         if sequence <= mark:
             return
@@ -104,6 +104,10 @@ class Marks:
         """Have a device saved at the next turn, if there is anything to save."""
         if address in self._epochs:
             self._changed.add(address)
+
+    def rewrite(self, addresses: Iterable[Address]) -> None:
+        """Have devices saved at the next turn, even if nothing is known of them any more."""
+        self._changed.update(addresses)
 
     def take_changed(self, sessions: Mapping[Address, str]) -> dict[Address, SavedDevice]:
         """What changed since the last call, ready to be saved."""
@@ -151,8 +155,8 @@ class Marks:
 def base(saved: Mapping[Address, SavedDevice], point: SavedPoint | None, stream: InState) -> Base:
     """Decide what of the saved marks to believe.
 
-    They are whole if IN still has the point's message, or has let it expire, and no mark was set behind IN's end. Else only
-    marks are kept whose letters expired from IN, and the rest is read from IN anew.
+    They are whole if IN still has the point's message, or has let it expire, and no mark was set behind IN's end. Else
+    only marks are kept whose letters expired from IN, and the rest is read from IN anew.
     """
     ats = [lane.at for device in saved.values() for lanes in device.epochs.values() for lane in lanes.values()]
     intact = (
@@ -166,6 +170,8 @@ def base(saved: Mapping[Address, SavedDevice], point: SavedPoint | None, stream:
         marks.load(address, device if intact else _expired_only(device, stream.first))
     if intact and point is not None:
         return Base(marks, max(point.sequence + 1, stream.first), intact=True)
+    # Saved marks that are no longer believed must not be found again.
+    marks.rewrite(saved)
     return Base(marks, stream.first, intact=False)
 
 

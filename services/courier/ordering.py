@@ -1,8 +1,8 @@
 """Which letters may enter IN: the next one of each lane, once (protocols, section 0).
 
-A letter first lifts its lane's mark to what its device no longer holds (`floor - 1`); the numbers jumped over are lost and
-are reported as such. Then only the successor of the mark is admitted. Anything older is a duplicate and earns its receipt
-again; anything newer is early and is left for the device to send again.
+A letter first lifts its lane's mark to what its device no longer holds (`floor - 1`); the numbers jumped over are lost
+and are reported as such. Then only the successor of the mark is admitted. Anything older is a duplicate and earns its
+receipt again; anything newer is early and is left for the device to send again.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """The verdicts of one batch, in its order, the marks that hold once the admitted letters are stored, and the losses."""
+    """The verdicts of a batch, in its order, the marks once the admitted letters are stored, and the losses."""
 
     verdicts: tuple[Verdict, ...]
     marks: Mapping[LaneKey, int]

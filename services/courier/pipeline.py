@@ -1,7 +1,7 @@
 """Many requests at once over one connection, each batch with a limit on its wait.
 
-nats-py's `publish_async` never resolves its future on a JetStream error, and a request at a time waits for as many round trips
-as there are messages.
+nats-py's `publish_async` never resolves its future on a JetStream error, and a request at a time waits for as many
+round trips as there are messages.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from services.kit.errors import PlatformError
 
@@ -69,8 +70,7 @@ class Pipeline:
         """Send all, in order, and return their answers in the same order.
 
         Raises:
-            PipelineError: if not all were answered in time.
-            nats.errors.Error: if the connection is closed or its buffer full.
+            PipelineError: if not all were answered in time, the connection is closed, or its buffer is full.
         """
         if not requests:
             return []
@@ -85,10 +85,10 @@ class Pipeline:
                     reply = f"{self._inbox}.{name}.{index}"
                     await self._nc.publish(request.subject, request.payload, reply=reply, headers=headers)
                 await batch.done
-        except TimeoutError as error:
+        except (TimeoutError, NatsError) as error:
             raise PipelineError(
                 f"{batch.missing} of {len(requests)} requests to {requests[0].subject} were not answered within "
-                f"{self._timeout_s} s: check that nats-server runs and has room"
+                f"{self._timeout_s} s ({error!r}): check that nats-server runs and has room"
             ) from error
         finally:
             del self._batches[name]

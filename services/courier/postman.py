@@ -135,6 +135,7 @@ class Postman:
         boxes, last = Mailboxes(self._limits), 0
         # Numbers of a restored OUT may name other letters.
         self._doomed.clear()
+        self._fresh.clear()
         async for message in scan(self._bus, OUT.name, headers_only=True):
             last = sequence_of(message)
             self._put(boxes, message, attempts=ATTEMPTS_AFTER_SCAN)

@@ -1,7 +1,7 @@
 """Reading a stream in bursts: one pull request at a time, handing out whatever has arrived.
 
-nats-py's `fetch` either waits for a full batch or makes two requests for each; this one returns the first burst at once, and
-tells an empty stream from a consumer that is gone.
+nats-py's `fetch` either waits for a full batch or makes two requests for each; this one returns the first burst at
+once, and tells an empty stream from a consumer that is gone.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ async def open_consumer(bus: Bus, stream: str, start: int, *, headers_only: bool
 async def scan(bus: Bus, stream: str, start: int = 1, *, headers_only: bool = False) -> AsyncIterator[Msg]:
     """Every message from `start` to what is last when the scan begins. Raises as `open_consumer` and `Puller.take`.
 
-    The last ones may have been deleted, and the server's count of pending messages is wrong after deletes; then the end is
-    where nothing comes for a while.
+    The last ones may have been deleted, and the server's count of pending messages is wrong after deletes; then the end
+    is where nothing comes for a while.
     """
     last = (await bus.js.stream_info(stream)).state.last_seq
     if start > last:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import structlog
 from nats.js.errors import NotFoundError
+from ulid import ULID
 
 from schemas.ids import Address
-from services.courier.chain import MESSAGE_ID, Chain
+from services.courier.chain import MESSAGE_ID, Chain, Entry
 from services.courier.marks import InState, Marks, SavedDevice, SavedPoint, base
 from services.courier.ordering import parse_message_id
-from services.courier.pipeline import Pipeline, Request, read_answer
+from services.courier.pipeline import Pipeline
 from services.courier.puller import PullError, scan, sequence_of
 from services.kit.bus import Bus
 from services.kit.streams import IN
@@ -19,7 +20,7 @@ from services.kit.streams import IN
 log = structlog.get_logger()
 
 POINT = "_point"
-"""No identifier begins so, hence no device's key."""
+"""No identifier begins with an underscore, hence no device's key."""
 _SUBJECT = "$KV.marks."
 _STREAM = "KV_marks"
 _SAVE_BATCH = 1_000
@@ -30,10 +31,10 @@ class MarksStore:
 
     def __init__(self, bus: Bus, pipeline: Pipeline) -> None:
         self._bus = bus
-        self._pipeline = pipeline
+        self._chain = Chain(pipeline, f"{_SUBJECT}_fence")
 
     async def restore(self, chain: Chain) -> tuple[Marks, dict[Address, str]]:
-        """Fence IN and read back what it holds up to the fence.
+        """Fence both streams and read back what they hold up to the fence.
 
         Returns:
             The marks, and the sessions that were saved with them.
@@ -41,6 +42,7 @@ class MarksStore:
         Raises:
             PipelineError, PullError, nats.errors.Error: if the bus does not answer; call again.
         """
+        await self._chain.fence()
         await chain.fence()
         saved, point = await self._load()
         begin = base(saved, point, await self._in_state(chain, point))
@@ -54,17 +56,15 @@ class MarksStore:
         """Store devices, then the point that makes them whole.
 
         Raises:
-            PipelineError, nats.errors.Error: if not all of it is stored; the old point still holds.
+            PipelineError: if not all of it is stored; the old point still holds. Restore again, since another courier
+                may have written.
         """
-        requests = [
-            Request(f"{_SUBJECT}{address.fleet}.{address.device}", device.model_dump_json().encode())
-            for address, device in changed.items()
+        entries = [
+            _entry(f"{address.fleet}.{address.device}", device.model_dump_json()) for address, device in changed.items()
         ]
-        for start in range(0, len(requests), _SAVE_BATCH):
-            for answer in await self._pipeline.ask(requests[start : start + _SAVE_BATCH]):
-                read_answer(answer)
-        [answer] = await self._pipeline.ask([Request(f"{_SUBJECT}{POINT}", point.model_dump_json().encode())])
-        read_answer(answer)
+        entries.append(_entry(POINT, point.model_dump_json()))
+        for start in range(0, len(entries), _SAVE_BATCH):
+            await self._chain.append(entries[start : start + _SAVE_BATCH])
 
     async def _load(self) -> tuple[dict[Address, SavedDevice], SavedPoint | None]:
         saved: dict[Address, SavedDevice] = {}
@@ -73,7 +73,7 @@ class MarksStore:
             key = message.subject.removeprefix(_SUBJECT)
             if key == POINT:
                 point = SavedPoint.model_validate_json(message.data)
-            else:
+            elif not key.startswith("_"):
                 saved[Address(*key.split("."))] = SavedDevice.model_validate_json(message.data)
         return saved, point
 
@@ -99,3 +99,7 @@ class MarksStore:
         if seen < last:
             raise PullError(f"replay IN from {start} to {last}: it ended at {seen}; it is read again")
         return count
+
+
+def _entry(key: str, value: str) -> Entry:
+    return Entry(f"{_SUBJECT}{key}", f"marks:{ULID()}", value.encode())

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
 
+from pydantic import AwareDatetime
+
 from schemas.envelope import Envelope, Verifier, parse
 from schemas.errors import ContractError, MessageError
 from schemas.events import EventType, Lane, Message, Source, UpLetter
 from schemas.ids import Address, Count, Ulid
 from schemas.letters import check_up, read_up
 from schemas.topics import parse_subject
-from pydantic import AwareDatetime
 from services.courier.ordering import LaneKey, Slip
 from services.kit.devices import DeviceRecord
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 import structlog
+from prometheus_client import Gauge
 
 from schemas.depot import TrustAnnouncement
 from schemas.topics import Channel, broadcast_subject, up_pattern
+from services.depot.announcer import Announcer
 from services.depot.freshness import Freshness
 from services.depot.handlers import Verbs, spread_s
 from services.depot.metadata import SERVICES_FILE
@@ -28,6 +30,8 @@ from services.kit.service import Service, utc_now
 
 log = structlog.get_logger()
 
+KNOWN = Gauge("causeway_depot_known_devices", "Devices whose standing the depot knows.")
+
 RENEWAL_S = 600.0
 """How often expiry is looked at."""
 
@@ -39,6 +43,7 @@ async def wire(service: Service) -> None:
     store = open_store(service.state, service.settings)
     register = Register(store, await bus.bucket("recipes"))
     book = DeviceBook()
+    KNOWN.set_function(lambda: len(book))
 
     async def publish(subject: str, data: bytes) -> None:
         await bus.nc.publish(subject, data)
@@ -54,13 +59,14 @@ async def wire(service: Service) -> None:
 
     pieces = PieceServer(store, register, publish)
     requests = Requests(repository, Packs(read), pieces, book, Rejects(bus, service.name), publish, time.monotonic)
+    announcer = Announcer(service.announce)
     verbs = Verbs(
         repository,
         Freshness(repository, service.state.freshness_keys),
         store,
         register,
         await bus.bucket("releases"),
-        service.announce,
+        announcer,
         broadcast,
         utc_now,
     )
@@ -72,6 +78,7 @@ async def wire(service: Service) -> None:
     await verbs.renew()
     await verbs.reconcile()
     service.every(RENEWAL_S, verbs.renew, "renew")
+    service.spawn(announcer.run(), "announcer")
     service.spawn(pieces.run(), "pieces")
     await bus.nc.subscribe(up_pattern(Channel.STATE, "hello"), queue="depot", cb=requests.hello)
     await bus.nc.subscribe(up_pattern(Channel.PARCEL), queue="depot", cb=requests.parcel)

@@ -9,10 +9,10 @@ from datetime import datetime
 import structlog
 from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
-from pydantic import BaseModel
 
 from schemas.aggregator import Artifact
 from schemas.depot import TrustAnnouncement
+from services.depot.announcer import Announcer
 from services.depot.freshness import Freshness
 from services.depot.metadata import model_of
 from services.depot.register import Register
@@ -39,7 +39,6 @@ ANSWERS_PER_S = 500.0
 """How many devices may ask for trust per second after an announcement; sets the window in which they spread."""
 MAX_SPREAD_S = 3_600.0
 
-Announce = Callable[[str, BaseModel], Awaitable[None]]
 Broadcast = Callable[[TrustAnnouncement], Awaitable[None]]
 
 
@@ -58,7 +57,7 @@ class Verbs:
         store: ArtifactStore,
         register: Register,
         bucket: KeyValue,
-        announce: Announce,
+        announcer: Announcer,
         broadcast: Broadcast,
         now: Callable[[], datetime],
     ) -> None:
@@ -67,7 +66,7 @@ class Verbs:
         self._store = store
         self._register = register
         self._bucket = bucket
-        self._announce = announce
+        self._announcer = announcer
         self._broadcast = broadcast
         self._now = now
         self._publishing = asyncio.Lock()
@@ -112,7 +111,7 @@ class Verbs:
                 self._write(publication)
                 await self._follow_up()
         for view in publication.releases:
-            await self._announce("release", ReleaseEvent(release=view))
+            self._announcer.say("release", ReleaseEvent(release=view))
         answer = PublishAnswer(head=self._repository.head.state(), releases=publication.releases)
         return answer.model_dump(mode="json")
 
@@ -158,7 +157,7 @@ class Verbs:
         head = self._repository.head
         log.info("trust.committed", timestamp=head.timestamp, snapshot=head.snapshot, targets=head.targets)
         await self.reconcile()
-        await self._announce("trust", TrustEvent(head=head.state()))
+        self._announcer.say("trust", TrustEvent(head=head.state()))
         await self._broadcast(TrustAnnouncement(timestamp=head.timestamp, spread_s=0.0))
 
     async def _check_artifacts(self, view: ReleaseView) -> None:

@@ -106,9 +106,9 @@ def new_root(platform: str, now: datetime) -> Root:
     )
 
 
-def new_targets(now: datetime, version: int = 1) -> Targets:
+def new_targets(now: datetime) -> Targets:
     """Unsigned targets, without a target yet; model roles are of the same form."""
-    return Targets(version=version, expires=_whole(now + TARGETS_LIFE))
+    return Targets(expires=_whole(now + TARGETS_LIFE))
 
 
 def renewed_expiry(now: datetime) -> datetime:

@@ -32,6 +32,7 @@ CONNECT_TIMEOUT_S = 5
 RECONNECT_WAIT_S = 0.25
 PING_INTERVAL_S = 10
 PUBLISH_TIMEOUT_S = 5.0
+FLUSH_TIMEOUT_S = 2
 
 T = TypeVar("T")
 Callback = Callable[[], Awaitable[None]]
@@ -43,6 +44,7 @@ class Bus:
     def __init__(self, broker: NatsBroker, user: str) -> None:
         self.broker = broker
         self.user = user
+        self.closing = False
         self._on_reconnect: list[Callback] = []
         self._recovering: asyncio.Task[None] | None = None
 
@@ -69,10 +71,21 @@ class Bus:
         return await wait_for(lambda: self.js.key_value(name), f"bucket {name}")
 
     async def close(self) -> None:
-        """Flush and disconnect."""
+        """Finish the requests in hand, flush and disconnect.
+
+        Not by draining, which waits for ever for a pull or a watch whose messages nobody takes any more.
+        """
+        self.closing = True
         if self._recovering is not None:
             self._recovering.cancel()
-        await self.broker.stop()
+        for subscriber in self.broker.subscribers:
+            await subscriber.stop()
+        if self.nc.is_connected:
+            try:
+                await self.nc.flush(FLUSH_TIMEOUT_S)
+            except NatsTimeoutError:
+                log.warning("bus.unflushed", user=self.user)
+        await self.nc.close()
 
     async def recovered(self) -> None:
         """Callback of the connection; runs the others in a task, since the connection waits for this one."""
@@ -105,7 +118,8 @@ async def connect(state: StateFolder, settings: Settings, user: str) -> Bus:
         await bus.recovered()
 
     async def disconnected() -> None:
-        log.warning("bus.disconnected", user=user)
+        if not bus.closing:
+            log.warning("bus.disconnected", user=user)
 
     async def failed(error: Exception) -> None:
         problems[:] = [str(error) or repr(error)]

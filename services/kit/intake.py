@@ -23,6 +23,7 @@ from schemas.letters import read_up
 from schemas.topics import in_pattern, parse_in
 from services.kit.bus import Bus, wait_for
 from services.kit.devices import DeviceBook
+from services.kit.errors import UnreachableError
 from services.kit.rejects import Rejects
 from services.kit.streams import IN
 
@@ -74,7 +75,7 @@ class Intake:
             try:
                 subscription = await self._subscribe()
                 await self._read(subscription)
-            except (NatsError, TimeoutError) as error:
+            except (NatsError, TimeoutError, UnreachableError) as error:
                 log.warning("intake.retried", service=self._service, kind=self._kind, error=repr(error))
                 await asyncio.sleep(RETRY_S)
 

@@ -11,6 +11,8 @@ import structlog
 def configure(service: str, level: str = "INFO") -> None:
     """Write JSON lines to standard error, each with the service's name."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    # nats-py answers True to the end of a TLS stream, of which asyncio warns each time.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

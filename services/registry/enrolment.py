@@ -84,7 +84,9 @@ def decide(application: Application, known: Known, now: int, life_s: int) -> Ver
         return Repeat(record) if record.standing == "enrolled" else _revoked(record)
     if record is not None and application.stored_at < record.enrol_stored_at:
         return Ignore()
-    refusal = _check_renewal(application, record) if application.enrol.token is None else _check_token(application, known)
+    refusal = (
+        _check_renewal(application, record) if application.enrol.token is None else _check_token(application, known)
+    )
     if refusal is None and known.key_owner is not None:
         refusal = Refuse("key_in_use", "this key belongs to another device: let the device make a key of its own")
     if refusal is not None:
@@ -124,7 +126,9 @@ def revoke(record: DeviceRecord, now: float) -> DeviceRecord:
 
 def _check_renewal(application: Application, record: DeviceRecord | None) -> Refuse | None:
     if record is None:
-        return Refuse("token_unknown", "no such device is enrolled and the letter names no token: enrol it with a token")
+        return Refuse(
+            "token_unknown", "no such device is enrolled and the letter names no token: enrol it with a token"
+        )
     if record.standing != "enrolled":
         return _revoked(record)
     if not application.by_current:
@@ -133,7 +137,7 @@ def _check_renewal(application: Application, record: DeviceRecord | None) -> Ref
 
 
 def _check_token(application: Application, known: Known) -> Refuse | None:
-    token, record, enrol = known.token, known.record, application.enrol
+    token, enrol = known.token, application.enrol
     if token is None or token.address != application.address:
         return Refuse("token_unknown", "there is no such token for this device: make one with `causeway device enrol`")
     expected = proof(token.secret, enrol.public_key, enrol.seal_key, application.address)
@@ -143,12 +147,14 @@ def _check_token(application: Application, known: Known) -> Refuse | None:
         return Refuse("token_used", "the token was used before: make a new one with `causeway device enrol`")
     if token.expires <= application.stored_at:
         return Refuse("token_expired", "the token has expired: make a new one with `causeway device enrol`")
-    if record is None:
-        return None
+    return _check_name(application, token, known.record) if known.record is not None else None
+
+
+def _check_name(application: Application, token: TokenRecord, record: DeviceRecord) -> Refuse | None:
     if record.standing != "enrolled":
         # A token made since is the operator's leave to come back.
         return None if token.made_at > (record.revoked_at or 0.0) else _revoked(record)
-    if record.public_key != enrol.public_key and not application.by_current:
+    if record.public_key != application.enrol.public_key and not application.by_current:
         return Refuse(
             "already_enrolled",
             "a device of this name is enrolled with another key: revoke it first, then make a new token",

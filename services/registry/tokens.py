@@ -17,7 +17,7 @@ SECRET_BYTES = 32
 
 
 class TokenRecord(BaseModel):
-    """Bucket `tokens`, key = id. The secret is kept as it is, since checking an HMAC needs it; the bucket is ours alone."""
+    """Bucket `tokens`, key = id. The secret is kept as it is, since an HMAC needs it; the bucket is ours alone."""
 
     token: str
     fleet: str
@@ -54,7 +54,9 @@ class Admission:
     client_id: str
 
 
-def make_token(place: Place, address: Address, admission: Admission, now: float, expires: int) -> tuple[Token, TokenRecord]:
+def make_token(
+    place: Place, address: Address, admission: Admission, now: float, expires: int
+) -> tuple[Token, TokenRecord]:
     """The file for the device, and the record for the registry."""
     secret = base64.b64encode(admission.secret).decode()
     token = Token(

@@ -19,7 +19,7 @@ from edge_runtime.trust.updater import refreshed
 from schemas.depot import TrustState
 from services.depot.metadata import file_of
 from services.depot.signers import make_signer
-from tests.unit.trust_world import DAY, NOW, World, repack
+from tests.support.trust_world import DAY, NOW, World, repack
 
 
 @pytest.fixture

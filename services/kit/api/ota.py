@@ -64,4 +64,7 @@ class RolloutView(BaseModel):
     reason: str | None = None
     wave: int
     waves: int
+    counts: dict[DeviceState, int] = {}
+    """Devices by state; always complete."""
     devices: list[DeviceProgress]
+    """Empty in `list`. In `show` of a rollout too large for one answer, those that need attention come first."""

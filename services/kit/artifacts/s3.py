@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ READ_TIMEOUT_S = 60.0
 RETRIES = 2
 _CONNECTIONS = 16
 _DENIED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"})
-_MISSING = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound", "NotFound"})
+_MISSING = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound", "NotFound"})
+_CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 
 
 class S3Store:
@@ -61,7 +63,9 @@ class S3Store:
             maxsize=_CONNECTIONS,
             retries=urllib3.Retry(total=RETRIES, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
         )
-        client = Minio(settings.endpoint, access, secret, secure=settings.secure, http_client=pool)
+        # Only AWS has regions; asking others for theirs is a request that some answer in a form minio cannot read.
+        region = None if settings.endpoint.endswith("amazonaws.com") else "us-east-1"
+        client = Minio(settings.endpoint, access, secret, secure=settings.secure, region=region, http_client=pool)
         return cls(client, settings.endpoint, settings.bucket)
 
     async def put_file(self, path: Path) -> str:
@@ -149,17 +153,27 @@ class S3Store:
 def _explained(operation: str, artifact: str, place: str) -> Iterator[None]:
     try:
         yield
-    except S3Error as error:
-        code = str(error.code)
-        if code in _DENIED:
-            step = f"{place} says {code}; check the file that store.credentials names"
-            raise StoreError(operation, artifact, "access_denied", step) from error
-        if code in _MISSING or code == "NoSuchBucket":
-            raise StoreError(operation, artifact, "not_found", f"store it first (looked in {place})") from error
-        reason = "out_of_range" if code == "InvalidRange" else "failed"
-        raise StoreError(operation, artifact, reason, f"{place} says {code}: {error.message}") from error
-    except (HTTPError, InvalidResponseError) as error:
-        step = f"{place} does not answer as S3 does ({error}); is store.endpoint right and the server up?"
+    except (S3Error, InvalidResponseError) as error:
+        raise _refusal(operation, artifact, place, error) from error
+    except HTTPError as error:
+        step = f"{place} does not answer ({error}); is store.endpoint right and the server up?"
         raise StoreError(operation, artifact, "unreachable", step) from error
     except (MinioException, OSError, ValueError) as error:
         raise StoreError(operation, artifact, "failed", f"{place}: {error}") from error
+
+
+def _refusal(operation: str, artifact: str, place: str, error: S3Error | InvalidResponseError) -> StoreError:
+    # Some servers label their XML as text/xml, which minio does not read: the code is in it all the same.
+    match = _CODE.search(str(error))
+    code = str(error.code) if isinstance(error, S3Error) else match[1] if match else ""
+    if code in _DENIED:
+        step = f"{place} says {code}; check the file that store.credentials names"
+        return StoreError(operation, artifact, "access_denied", step)
+    if code in _MISSING:
+        return StoreError(operation, artifact, "not_found", f"store it first (looked in {place})")
+    if code == "InvalidRange":
+        return StoreError(operation, artifact, "out_of_range", f"{place} has no such part of it; is it damaged?")
+    if not code:
+        step = f"{place} does not answer as S3 does; is store.endpoint right?"
+        return StoreError(operation, artifact, "unreachable", step)
+    return StoreError(operation, artifact, "failed", f"{place} says {code}: {error}")

@@ -1,0 +1,234 @@
+"""`causeway train`: federated jobs, from the first invitation to the last round."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from causeway.cli.common import (
+    DEFAULT_STATE,
+    EXIT_FAILED,
+    Json,
+    State,
+    console,
+    errors,
+    explained,
+    print_json,
+    run,
+    table,
+)
+from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
+from services.kit.api.aggregator import JobRequest, JobView
+from services.kit.errors import RefusedError
+
+app = typer.Typer(no_args_is_help=True, help="Train across devices without moving their data.")
+
+Job = Annotated[str, typer.Argument(help="Name of the job: letters, digits, '-' and '_'.")]
+
+
+@app.command()
+def start(
+    job: Job,
+    dataset: Annotated[str, typer.Option("--dataset", help="Local data set of the devices to train on.")],
+    fleet: Annotated[str | None, typer.Option("--fleet", help="Default: the platform's.")] = None,
+    estimator: Annotated[str, typer.Option("--estimator", help="Installed on the devices.")] = "classifier@1",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000)] = 10,
+    device: Annotated[list[str] | None, typer.Option("--device", help="Only these; may be repeated.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the estimator, as lr=0.05.")
+    ] = None,
+    min_updates: Annotated[int, typer.Option("--min-updates", help="A round with fewer is tried again.", min=1)] = 1,
+    deadline: Annotated[
+        float, typer.Option("--deadline", help="Seconds that a round waits for the last device.")
+    ] = 120.0,
+    attempts: Annotated[int, typer.Option("--max-attempts", help="In vain for one round until the job fails.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Of the initial weights.")] = 0,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    state: State = DEFAULT_STATE,
+    as_json: Json = False,
+) -> None:
+    """Create a job and open its first round.
+
+    Example: causeway train start digits-1 --dataset digits --rounds 8 --watch
+    """
+
+    async def begin(platform: Orchestrator) -> JobView:
+        request = JobRequest(
+            job=job,
+            fleet=fleet or platform.settings.fleet,
+            dataset=dataset,
+            estimator=estimator,
+            parameters=dict(map(_parameter, parameter or [])),
+            rounds=rounds,
+            devices=device,
+            min_updates=min_updates,
+            round_deadline_s=deadline,
+            max_attempts=attempts,
+            seed=seed,
+        )
+        await platform.create_job(request)
+        return await platform.start_job(job)
+
+    with explained():
+        for text in parameter or []:
+            _parameter(text)
+    view = run(state, begin)
+    if watch_it:
+        watch(job, state, as_json=as_json)
+        return
+    if as_json:
+        print_json(view)
+    else:
+        console.print(f"job [bold]{job}[/] runs; follow it with [bold]causeway train watch {job}[/]")
+
+
+@app.command()
+def watch(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """Follow a job until no further round opens; with --json, a line of JSON per change. Exit code 1 if it failed.
+
+    Example: causeway train watch digits-1
+    """
+    view = run(state, lambda platform: _follow_json(platform, job) if as_json else _follow(platform, job))
+    if not as_json:
+        show(job, state)
+    if view.state == "failed":
+        if not as_json:
+            errors.print(f"job {job} failed: {view.reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("list")
+def list_jobs(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """List jobs.
+
+    Example: causeway train list --json
+    """
+    jobs = run(state, lambda platform: platform.jobs())
+    if as_json:
+        print_json(jobs)
+        return
+    columns = ("job", "fleet", "state", "rounds", "present round", "accuracy", "loss", "reason")
+    table(f"{len(jobs)} jobs", columns, [_row(view) for view in jobs])
+
+
+@app.command()
+def show(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """Show a job, round by round. Accuracy and loss are the devices' own, on their training data.
+
+    Example: causeway train show digits-1
+    """
+    view = run(state, lambda platform: platform.job(job))
+    if as_json:
+        print_json(view)
+        return
+    rows = [
+        (
+            past.round,
+            past.attempt,
+            f"{past.updates} of {past.invited}",
+            past.samples,
+            _number(past.accuracy),
+            _number(past.loss),
+            f"{past.took_s:.2f}",
+            past.weights.sha256[:12],
+        )
+        for past in view.history
+    ]
+    columns = ("round", "attempt", "updates", "samples", "accuracy", "loss", "seconds", "weights")
+    table(f"{view.job}: {view.state}", columns, rows)
+
+
+@app.command()
+def stop(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """Open no further round; `causeway train resume` goes on.
+
+    Example: causeway train stop digits-1
+    """
+    view = run(state, lambda platform: platform.stop_job(job))
+    print_json(view) if as_json else console.print(f"job [bold]{job}[/] is {view.state}")
+
+
+@app.command()
+def resume(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """Go on with a job that was stopped or has failed, at the round where it was.
+
+    Example: causeway train resume digits-1
+    """
+    view = run(state, lambda platform: platform.start_job(job))
+    print_json(view) if as_json else console.print(f"job [bold]{job}[/] is {view.state}")
+
+
+async def changes(platform: Orchestrator, job: str) -> AsyncIterator[JobView]:
+    """The job as it changes, until it no longer runs."""
+    last: JobView | None = None
+    while last is None or last.state == "running":
+        view = await platform.job(job)
+        if view != last:
+            yield view
+        last = view
+        if view.state == "running":
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+async def _follow(platform: Orchestrator, job: str) -> JobView:
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    view: JobView | None = None
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(job, total=None, note="")
+        async for view in changes(platform, job):
+            progress.update(bar, total=view.rounds, completed=_closed(view), note=_note(view))
+    assert view is not None
+    return view
+
+
+async def _follow_json(platform: Orchestrator, job: str) -> JobView:
+    view: JobView | None = None
+    async for view in changes(platform, job):
+        typer.echo(view.model_dump_json())
+    assert view is not None
+    return view
+
+
+def _closed(view: JobView) -> int:
+    return view.history[-1].round if view.history else 0
+
+
+def _note(view: JobView) -> str:
+    note = str(view.state)
+    if view.state == "running":
+        note = f"round {view.round}: {len(view.received)} of {len(view.invited)} updates"
+    if view.history and view.history[-1].accuracy is not None:
+        note += f", accuracy {view.history[-1].accuracy:.3f}"
+    return note
+
+
+def _row(view: JobView) -> tuple[object, ...]:
+    last = view.history[-1] if view.history else None
+    present = f"{view.round}: {len(view.received)} of {len(view.invited)}" if view.state == "running" else None
+    accuracy, loss = (_number(last.accuracy), _number(last.loss)) if last else (None, None)
+    return view.job, view.fleet, view.state, f"{_closed(view)} of {view.rounds}", present, accuracy, loss, view.reason
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise RefusedError(f"read parameter {text!r}: write it as NAME=VALUE, as lr=0.05", code="usage")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,1 @@
+"""Data for trials: splitting a real set across devices as unevenly as it is in the field."""

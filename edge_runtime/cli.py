@@ -1,0 +1,123 @@
+"""`causeway-edge`: enrol a device, run its agent, ask how it is. Exit codes: 2 usage, 4 refused, 5 unreachable."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_runtime import logs
+from edge_runtime.errors import ConfigError, EdgeError, EnrolError
+from edge_runtime.folder import EdgeFolder
+from edge_runtime.settings import EdgeSettings, load_settings
+from edge_runtime.version import VERSION
+
+USAGE, REFUSED, UNREACHABLE, FAILED = 2, 4, 5, 1
+DEFAULT_CONFIG = Path("edge.toml")
+_EXAMPLES = """examples:
+  causeway-edge enrol cam-1.token        become device cam-1; the operator made the token
+  causeway-edge run                      serve until stopped
+  causeway-edge status --json            how the agent is doing, for scripts
+
+Settings are read from edge.toml in the working folder, or from --config; without a file, defaults apply.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        settings = _settings(options.config)
+        logs.configure(settings.log_level)
+        code = {"enrol": _enrol, "run": _run, "status": _status}[options.verb](settings, options)
+    except EdgeError as error:
+        print(f"causeway-edge: {error}", file=sys.stderr)
+        code = exit_code(error)
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
+
+
+def exit_code(error: EdgeError) -> int:
+    """What the shell is told."""
+    if isinstance(error, EnrolError):
+        if error.reason == "unreachable":
+            return UNREACHABLE
+        return USAGE if error.reason == "token_unreadable" else REFUSED
+    return USAGE if isinstance(error, ConfigError) else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="causeway-edge", description=__doc__, epilog=_EXAMPLES, formatter_class=shape)
+    parser.add_argument("--version", action="version", version=f"causeway-edge {VERSION}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, help="settings file (default: edge.toml, if there is one)")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="enrol | run | status")
+    enrol = verbs.add_parser("enrol", parents=[common], help="become a device of a platform, with a token")
+    enrol.add_argument("token", type=Path, help="file that `causeway device enrol` wrote")
+    enrol.add_argument("--again", action="store_true", help="enrol anew with the same keys")
+    enrol.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the welcome (default: 60)")
+    enrol.add_argument("--json", action="store_true", help="print the result as JSON")
+    verbs.add_parser("run", parents=[common], help="run the agent until stopped")
+    status = verbs.add_parser("status", parents=[common], help="show how the agent on this device is doing")
+    status.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser
+
+
+def _settings(config: Path | None) -> EdgeSettings:
+    if config is not None:
+        return load_settings(config.absolute())
+    if DEFAULT_CONFIG.is_file():
+        return load_settings(DEFAULT_CONFIG.absolute())
+    settings = EdgeSettings()
+    return settings.model_copy(update={"state": Path.cwd() / settings.state})
+
+
+def _enrol(settings: EdgeSettings, options: argparse.Namespace) -> int:
+    from edge_runtime.enrol import enrol  # noqa: PLC0415 - `status` must answer at once
+    from edge_runtime.identity import read_token  # noqa: PLC0415
+
+    token = read_token(options.token, datetime.now(UTC))
+    identity = asyncio.run(enrol(settings, token, again=options.again, timeout_s=options.timeout))
+    assert identity.credentials is not None
+    expires = identity.credentials.expires.isoformat()
+    if options.json:
+        print(
+            json.dumps(
+                {"fleet": identity.fleet, "device": identity.device, "platform": identity.platform, "expires": expires}
+            )
+        )
+    else:
+        print(f"enrolled {identity.address}; credentials until {expires} are renewed by themselves")
+        print("next: causeway-edge run" + (f" --config {options.config}" if options.config else ""))
+    return 0
+
+
+def _run(settings: EdgeSettings, _options: argparse.Namespace) -> int:
+    asyncio.run(_serve(settings))
+    return 0
+
+
+async def _serve(settings: EdgeSettings) -> None:
+    from edge_runtime.agent import Agent  # noqa: PLC0415 - `status` must answer at once
+
+    agent = Agent(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    await agent.run()
+
+
+def _status(settings: EdgeSettings, options: argparse.Namespace) -> int:
+    from edge_runtime.status import as_text, read_status  # noqa: PLC0415
+
+    status = read_status(EdgeFolder(settings.state).status)
+    print(json.dumps(status, indent=2) if options.json else as_text(status))
+    return 0

@@ -1,0 +1,182 @@
+"""The runtime inside a host program.
+
+Example::
+
+    with EdgeDevice("edge.toml") as device:
+        device.register("cam-1.token")
+        device.start_heartbeat()
+        outputs = device.infer("digits", {"x": image})
+        device.send("sample", {"label": int(outputs["label"][0])})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from edge_runtime.agent import Agent, lane_of
+from edge_runtime.enrol import TIMEOUT_S, enrol
+from edge_runtime.errors import ConfigError, EnrolError, OutboxError
+from edge_runtime.folder import EdgeFolder
+from edge_runtime.identity import load_identity, read_token, require_enrolled
+from edge_runtime.letters.outbox import Outbox
+from edge_runtime.settings import EdgeSettings, load_settings
+from schemas.events import Message
+from schemas.letters import UP_DATA
+
+STOP_TIMEOUT_S = 30.0
+
+
+class EdgeDevice:
+    """One device, used from a program of its owner. Methods may be called from any thread.
+
+    Args:
+        config: settings file, or settings with absolute paths.
+    """
+
+    def __init__(self, config: str | Path | EdgeSettings) -> None:
+        self._settings = config if isinstance(config, EdgeSettings) else load_settings(Path(config).absolute())
+        self._folder = EdgeFolder(self._settings.state)
+        self._outbox: Outbox | None = None
+        self._agent: Agent | None = None
+        self._thread: threading.Thread | None = None
+        self._ended: Future[None] | None = None
+        self._lock = threading.Lock()
+        self._models: Any = None
+
+    @property
+    def registered(self) -> bool:
+        """Whether this device is enrolled."""
+        identity = load_identity(self._folder.identity)
+        return identity is not None and identity.credentials is not None
+
+    def register(self, token: str | Path, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Enrol with a token file; blocks until the platform has answered. Does nothing if this device is enrolled.
+
+        Raises:
+            EnrolError: with the reason and what to do.
+        """
+        if not self.registered:
+            read = read_token(Path(token), datetime.now(UTC))
+            asyncio.run(enrol(self._settings, read, timeout_s=timeout_s))
+
+    def start_heartbeat(self) -> None:
+        """Run the agent in a thread of its own, until `close`; returns once it runs.
+
+        Raises:
+            ConfigError: if the device is not enrolled, or another agent runs on its folder.
+        """
+        if self._thread is not None:
+            return
+        started: Future[Agent] = Future()
+        self._ended = Future()
+        self._thread = threading.Thread(
+            target=self._live, args=(started, self._ended), name="causeway-edge", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._agent = started.result()
+        except BaseException:
+            self._thread.join()
+            self._thread = None
+            raise
+
+    def infer(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the active version of a model on arrays by input name; returns arrays by output name.
+
+        Raises:
+            EdgeError: if there is no such model, or its inputs do not fit.
+        """
+        # Imported here, since it brings numpy and ONNX Runtime into this process.
+        from edge_runtime.inference import ModelStore  # noqa: PLC0415
+
+        if self._models is None:
+            self._models = ModelStore(self._folder.slots)
+        outputs: dict[str, Any] = self._models.infer(model, inputs).outputs
+        return outputs
+
+    def send(self, kind: str, data: Message | Mapping[str, Any]) -> str:
+        """Store a letter in the outbox, connected or not; durable when this returns.
+
+        Returns:
+            The letter's ULID.
+
+        Raises:
+            OutboxError: if it was not stored; `unknown_kind` and `malformed` for a letter that nobody could read.
+            ConfigError: if the device is not enrolled.
+        """
+        message = _message(kind, data)
+        with self._lock:
+            if self._outbox is None:
+                require_enrolled(self._folder.identity)
+                self._outbox = Outbox(self._folder.outbox, self._settings.outbox, time.time)
+            letter_id = self._outbox.add(kind, message, lane_of(kind, message))
+        if self._agent is not None:
+            self._agent.wake()
+        return letter_id
+
+    def close(self) -> None:
+        """Stop the agent and close the files.
+
+        Raises:
+            EdgeError: what the agent ended with, if it ended by itself.
+        """
+        if self._agent is not None:
+            self._agent.stop()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        with self._lock:
+            if self._outbox is not None:
+                self._outbox.close()
+                self._outbox = None
+        ended, self._ended, self._thread, self._agent = self._ended, None, None, None
+        if ended is not None and ended.done():
+            ended.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _live(self, started: Future[Agent], ended: Future[None]) -> None:
+        try:
+            asyncio.run(self._serve(started))
+            ended.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for it
+            if started.done():
+                ended.set_exception(error)
+            else:
+                started.set_exception(error)
+
+    async def _serve(self, started: Future[Agent]) -> None:
+        agent = Agent(self._settings)
+        await agent.run(lambda: started.set_result(agent))
+
+
+def _message(kind: str, data: Message | Mapping[str, Any]) -> Message:
+    model = UP_DATA.get(kind)
+    if model is None or kind == "enrol":
+        known = ", ".join(sorted(set(UP_DATA) - {"enrol"}))
+        raise OutboxError(f"send a letter {kind!r}: there is no such kind; known are {known}", reason="unknown_kind")
+    if isinstance(data, Message):
+        return data
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
+        raise OutboxError(f"send a letter {kind}: {problems}", reason="malformed") from error
+
+
+__all__ = ["ConfigError", "EdgeDevice", "EnrolError", "OutboxError"]

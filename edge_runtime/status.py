@@ -1,0 +1,82 @@
+"""`status.json`: what the agent last said of itself, for `causeway-edge status` and whoever looks after the device."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.errors import ConfigError
+
+
+def write_status(path: Path, status: dict[str, Any]) -> None:
+    """Replace the file; whole at any time, but not fsynced, since it is only news.
+
+    Raises:
+        OSError: if the disk does not do its part.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(status, default=str))
+    temporary.chmod(0o600)
+    temporary.replace(path)
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """What the agent said last, with `running` for whether it still lives.
+
+    Raises:
+        ConfigError: if no agent ever ran here.
+    """
+    try:
+        status: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"read status {path}: no agent has run on this state folder; start one with `causeway-edge run`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"read status {path}: {error}") from error
+    status["running"] = _alive(status.get("pid"))
+    return status
+
+
+def as_text(status: dict[str, Any]) -> str:
+    """A few lines for people."""
+    outbox, lines = status.get("outbox", {}), []
+    state = "connected" if status.get("connected") else f"not connected ({status.get('problem') or 'starting'})"
+    if not status["running"]:
+        state = "not running"
+    lines.append(f"{status.get('fleet')}/{status.get('device')}: {state}")
+    lines.append(f"  platform      {status.get('platform')} at {status.get('url')}")
+    lines.append(
+        f"  outbox        {outbox.get('waiting', 0)} letters wait, {outbox.get('kept', 0)} receipted ones are kept, "
+        f"{outbox.get('dropped', 0)} were dropped, {outbox.get('refused', 0)} refused"
+    )
+    lines += [
+        f"  model         {model['name']} {model['digest'][:12]} revision {model['revision']}"
+        for model in status.get("models", [])
+    ]
+    if status.get("refusals"):
+        lines.append("  refused       " + ", ".join(f"{count} {why}" for why, count in status["refusals"].items()))
+    lines += [f"  problem       {problem}" for problem in status.get("problems", [])]
+    lines.append(f"  credentials   until {status.get('credentials_expire')}")
+    lines.append(f"  as of         {status.get('updated')}")
+    return "\n".join(lines)
+
+
+def stamp() -> str:
+    """The time for `updated`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

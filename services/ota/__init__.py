@@ -1,0 +1,1 @@
+"""Rollouts: which device is to install which release, when, and what came of it. Holds no release key."""

@@ -1,0 +1,128 @@
+"""Wires the registry."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from pydantic import BaseModel
+
+from schemas.topics import event_subject
+from services.kit import rpc
+from services.kit.api.depot import TrustAnswer
+from services.kit.api.registry import DeviceRequest, ListRequest, TokenRequest
+from services.kit.bus import connect
+from services.kit.credentials import NKey
+from services.kit.devices import DeviceRecord
+from services.kit.errors import RefusedError, UnreachableError
+from services.kit.intake import Intake
+from services.kit.keys import read_letter_key
+from services.kit.permissions import SYSTEM_USER
+from services.kit.rejects import Rejects
+from services.kit.service import Service, utc_now
+from services.registry.claims import Claims
+from services.registry.enrolment import live_revocations
+from services.registry.letters import Enrolment, Events
+from services.registry.metrics import observe
+from services.registry.minting import Mint
+from services.registry.presence import Presence
+from services.registry.settings import load_registry_settings
+from services.registry.store import Devices, Tokens
+from services.registry.table import Table
+from services.registry.telemetry import Telemetry
+from services.registry.verbs import Verbs
+
+log = structlog.get_logger()
+
+METRICS_S = 1.0
+
+
+async def wire(service: Service) -> None:
+    """Build the parts of the registry and subscribe."""
+    bus, state = service.bus, service.state
+    settings = load_registry_settings(state)
+    table = Table()
+    devices = Devices()
+
+    def note(record: DeviceRecord) -> None:
+        if record.standing == "enrolled":
+            table.know(record.address, online=record.online, now=time.time())
+        else:
+            table.forget(record.address)
+
+    async def announce(event: str, data: BaseModel, identity: str) -> None:
+        body = data.model_dump_json().encode()
+        await bus.js.publish(event_subject(service.name, event), body, headers={"Nats-Msg-Id": f"{event}:{identity}"})
+
+    async def trust() -> TrustAnswer:
+        answer = await rpc.call(bus, "depot", "trust", timeout_s=settings.trust_timeout_s)
+        return TrustAnswer.model_validate(answer)
+
+    devices.on_change(note)
+    await devices.follow(bus)
+    service.on_close(devices.close)
+    tokens = Tokens(await bus.bucket("tokens"))
+    key = read_letter_key(state.service_key(service.name))
+    mint = Mint(NKey.load(state.bus_keys / "account.nk"), key.signer.seed)
+
+    system = await connect(state, service.settings, SYSTEM_USER)
+    service.on_close(system.close)
+    claims = Claims(
+        state, system, lambda: live_revocations(devices.all(), int(time.time())), time.time, settings.max_revocations
+    )
+    try:
+        await claims.settle()
+    except (RefusedError, UnreachableError) as error:
+        # What was pushed before stands in the server's own store; the rest is tried again below.
+        log.error("revocations.not_pushed", error=str(error))
+    service.every(settings.claims_check_s, claims.settle, "revocations")
+
+    telemetry = Telemetry(
+        bus, table, Rejects(bus, service.name), batch=settings.batch, rejects_per_s=settings.rejects_per_s
+    )
+    presence = Presence(
+        table, telemetry, devices, silence_s=settings.offline_after_s, in_flight=settings.writes_in_flight
+    )
+    service.wait_on("telemetry")
+    service.spawn(telemetry.run(lambda: service.reached("telemetry")), "telemetry")
+    service.every(settings.sweep_s, presence.turn, "presence")
+
+    platform = service.settings.platform
+    enrolment = Enrolment(
+        devices=devices,
+        tokens=tokens,
+        mint=mint,
+        mailbox=service.mailbox(),
+        trust=trust,
+        announce=announce,
+        settings=settings,
+        platform=platform,
+        now=utc_now,
+    )
+    events = Events(announce, platform)
+    service.spawn(Intake(bus, service.name, "enrol", enrolment.handle, None).run(), "enrol")
+    service.spawn(Intake(bus, service.name, "event", events.handle, devices.book).run(), "event")
+
+    verbs = Verbs(
+        devices=devices,
+        tokens=tokens,
+        table=table,
+        mint=mint,
+        trust=trust,
+        announce=announce,
+        claims=claims,
+        settings=settings,
+        url=service.settings.bus.mqtt_url,
+        ca_pem=(state.ca / "ca.pem").read_text() if service.settings.bus.tls else None,
+        platform=platform,
+        now=utc_now,
+    )
+    rpc.serve(bus, service.name, "token", TokenRequest, verbs.token)
+    rpc.serve(bus, service.name, "list", ListRequest, verbs.list_all)
+    rpc.serve(bus, service.name, "show", DeviceRequest, verbs.show)
+    rpc.serve(bus, service.name, "revoke", DeviceRequest, verbs.revoke)
+
+    async def measure() -> None:
+        observe(devices, table)
+
+    service.every(METRICS_S, measure, "metrics")

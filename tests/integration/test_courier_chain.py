@@ -1,0 +1,91 @@
+"""The chain of IN and of the saved marks, between two couriers that both believe to be active."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.ids import Address
+from schemas.topics import fence_subject, in_subject
+from services.courier.chain import Chain, Entry
+from services.courier.marks import SavedPoint
+from services.courier.ordering import LaneKey
+from services.courier.pipeline import Pipeline, PipelineError
+from services.courier.store import MarksStore
+from services.kit.bus import Bus, connect
+from services.kit.streams import ensure_owned
+from tests.support.platform import LivePlatform
+
+ADDRESS = Address("home", "cam-1")
+LANE = LaneKey("home", "cam-1", "01J00000000000000000000000", "normal")
+
+
+def entries(*sequences: int) -> list[Entry]:
+    return [Entry(in_subject("event", ADDRESS), LANE.message_id(n), b"{}") for n in sequences]
+
+
+async def writer(bus: Bus) -> tuple[Chain, MarksStore]:
+    pipeline = Pipeline(bus.nc, 5.0)
+    await pipeline.open()
+    return Chain(pipeline, fence_subject()), MarksStore(bus, pipeline)
+
+
+async def test_a_fence_stops_the_letters_and_the_marks_of_a_predecessor(live: LivePlatform) -> None:
+    first_bus = await connect(live.state, live.settings, "courier")
+    second_bus = await connect(live.state, live.settings, "courier")
+    try:
+        await ensure_owned(first_bus.js, "courier")
+        (old, old_store), (new, new_store) = await writer(first_bus), await writer(second_bus)
+        old_marks, _ = await old_store.restore(old)
+        for n, at in zip((1, 2), await old.append(entries(1, 2)), strict=True):
+            old_marks.stored(LANE, n, at)
+
+        new_marks, _ = await new_store.restore(new)
+        assert new_marks.flat == {LANE: 2}
+        with pytest.raises(PipelineError) as refused:
+            await old.append(entries(3, 4, 5))
+        assert refused.value.err_code in {10070, 10071}
+        stale = SavedPoint(sequence=old.sequence, message_id=old.message_id)
+        with pytest.raises(PipelineError):
+            await old_store.save(old_marks.take_changed({}), stale)
+        assert await new.append(entries(3))
+
+        # The predecessor, come back: it knows everything, and now breaks the other's chain.
+        again, _ = await old_store.restore(old)
+        assert again.flat == {LANE: 3}
+        with pytest.raises(PipelineError):
+            await new.append(entries(4))
+    finally:
+        await first_bus.close()
+        await second_bus.close()
+
+
+async def test_saved_marks_and_sessions_are_found_again_without_reading_in_from_the_start(live: LivePlatform) -> None:
+    bus = await connect(live.state, live.settings, "courier")
+    try:
+        await ensure_owned(bus.js, "courier")
+        chain, store = await writer(bus)
+        marks, _ = await store.restore(chain)
+        for n, at in zip((1, 2), await chain.append(entries(1, 2)), strict=True):
+            marks.stored(LANE, n, at)
+        session = "01J0000000000000000000000A"
+        await store.save(
+            marks.take_changed({ADDRESS: session}), SavedPoint(sequence=chain.sequence, message_id=chain.message_id)
+        )
+        await chain.append(entries(3))
+        # Marks outlive IN's letters.
+        await bus.js.purge_stream("IN", seq=3)
+        again, sessions = await store.restore(chain)
+        assert again.flat == {LANE: 3}
+        assert sessions == {ADDRESS: session}
+    finally:
+        await bus.close()
+
+
+async def test_a_missing_stream_is_an_error_and_no_silence(live: LivePlatform) -> None:
+    bus = await connect(live.state, live.settings, "courier")
+    try:
+        chain, _ = await writer(bus)
+        with pytest.raises(PipelineError, match="does not answer"):
+            await chain.fence()
+    finally:
+        await bus.close()

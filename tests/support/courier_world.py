@@ -1,0 +1,69 @@
+"""What the courier's tests share: what streams hold, what metrics say, letters into mailboxes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from nats.js.errors import NotFoundError
+from ulid import ULID
+
+from schemas.events import Message
+from services.courier.chain import MESSAGE_ID
+from services.courier.ordering import LaneKey
+from services.courier.puller import scan
+from services.kit.bus import Bus
+from services.kit.keys import read_letter_key
+from services.kit.mailbox import Draft, Mailbox
+from tests.support.platform import LivePlatform
+from tests.support.raw_device import RawDevice, in_bus
+
+Stored = list[tuple[str, dict[str, str], bytes]]
+
+
+def stored(live: LivePlatform, stream: str = "IN") -> Stored:
+    """Subject, headers and body of every message of a stream."""
+
+    async def read(bus: Bus) -> Stored:
+        try:
+            return [(m.subject, dict(m.headers or {}), m.data) async for m in scan(bus, stream)]
+        except NotFoundError:
+            return []
+
+    return in_bus(live, "courier", read)
+
+
+def letters(live: LivePlatform, kind: str = "event") -> list[str]:
+    """Message ids in IN of one kind, in order."""
+    return [headers[MESSAGE_ID] for subject, headers, _ in stored(live) if subject.startswith(f"cw.in.{kind}.")]
+
+
+def ids(device: RawDevice, lane: str, count: int) -> list[str]:
+    """Message ids of a lane's first letters."""
+    key = LaneKey(device.fleet, device.name, device.epoch, lane)
+    return [key.message_id(n) for n in range(1, count + 1)]
+
+
+def counter(live: LivePlatform, name: str) -> float:
+    """Sum of a counter over its labels."""
+    lines = live.metrics("courier").splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def post(
+    live: LivePlatform, device: RawDevice, kind: str, *data: Message, slot: str | None = None, lifetime_s: float = 600
+) -> list[str]:
+    """Put letters of the registry into a mailbox; returns their ids."""
+    made = [str(ULID()) for _ in data]
+
+    async def write(bus: Bus) -> None:
+        key = read_letter_key(live.state.service_key("registry"))
+        mailbox = Mailbox(bus.js, "registry", live.settings.platform, key.signer, key.generation)
+        now = datetime.now(UTC)
+        for revision, (letter_id, each) in enumerate(zip(made, data, strict=True), start=1):
+            draft = Draft(
+                kind, device.address, each, letter_id, slot or letter_id, revision, now + timedelta(seconds=lifetime_s)
+            )
+            await mailbox.post(draft, now)
+
+    in_bus(live, "registry", write)
+    return made

@@ -1,0 +1,108 @@
+"""A real `causeway-edge` process and what a test asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schemas.ids import Address
+from services.kit import rpc
+from services.kit.api.registry import DeviceRequest, TokenRequest
+from services.kit.bus import connect
+from tests.support.platform import LivePlatform
+
+FLEET = "home"
+
+
+def ask(live: LivePlatform, service: str, verb: str, request: Any = None) -> Any:
+    """One request as the operator."""
+
+    async def call() -> Any:
+        bus = await connect(live.state, live.settings, "operator")
+        try:
+            return await rpc.call(bus, service, verb, request)
+        finally:
+            await bus.close()
+
+    return asyncio.run(call())
+
+
+def show(live: LivePlatform, address: Address) -> dict[str, Any]:
+    """What the registry says of a device."""
+    return ask(live, "registry", "show", DeviceRequest(fleet=address.fleet, device=address.device))
+
+
+@dataclass
+class EdgeProcess:
+    """One device's folder, and its agent when it runs."""
+
+    folder: Path
+    address: Address
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def make(cls, folder: Path, name: str, extra: str = "") -> EdgeProcess:
+        folder.mkdir(parents=True)
+        (folder / "edge.toml").write_text(f'state = "state"\nheartbeat_s = 0.5\n{extra}')
+        return cls(folder, Address(FLEET, name))
+
+    @property
+    def token(self) -> Path:
+        return self.folder / f"{self.address.device}.token"
+
+    def fetch_token(self, live: LivePlatform, **changes: Any) -> dict[str, Any]:
+        token = ask(
+            live, "registry", "token", TokenRequest(fleet=self.address.fleet, device=self.address.device, **changes)
+        )
+        self.token.write_text(json.dumps(token))
+        return token
+
+    def call(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """A short command."""
+        command = [sys.executable, "-m", "edge_runtime", *arguments, "--config", str(self.folder / "edge.toml")]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, env=os.environ | self.environment, check=False
+        )
+
+    def enrol(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return self.call("enrol", str(self.token), *more)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "edge_runtime", "run", "--config", str(self.folder / "edge.toml")]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        code = self.process.wait(20)
+        self.process = None
+        return code
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(20)
+        self.process = None
+
+    def log(self) -> str:
+        path = self.folder / "log"
+        return path.read_text() if path.exists() else ""
+
+    def status(self) -> dict[str, Any]:
+        path = self.folder / "state" / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def rows(self, query: str, database: str = "outbox.db") -> list[tuple[Any, ...]]:
+        with sqlite3.connect(f"file:{self.folder / 'state' / database}?mode=ro", uri=True) as connection:
+            found = connection.execute(query).fetchall()
+        connection.close()
+        return found
