@@ -2,8 +2,8 @@
 
 The agent is enrolled with a token and connects over TLS, as a device would; the platform runs on the same machine. A
 proportional set size divides pages of shared libraries among the processes that map them, here also those of the
-platform; the resident size does not, and is the upper bound of a device where nothing else is Python. Flower's figures
-are the sum over the processes that `flower-supernode` consists of.
+platform; on a device where nothing else is Python it lies closer to the resident size, which divides nothing. Flower's
+figures are the sum over the processes that `flower-supernode` consists of.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from bench.platform import FLEET, on_bus, started, state_folder, watching
-from bench.processes import free_port, listens, memory_mb, running, tree, until
+from bench.processes import Memory, free_port, listens, memory, running, until
 from bench.report import BenchError, Target, arguments, conduct, say
 from schemas.ids import Address
 from schemas.registry import Token
@@ -36,32 +35,25 @@ DEVICE = Address(FLEET, "d0000")
 SERVICES = ("registry", "courier", "depot")
 ENROL_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 30.0
+WORKER_IDLE_S = 30.0
+"""As devices have it by default; less where the bench waits for less than twice that."""
 FLOWER_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Sum over a process and its children."""
-
-    pss_mb: float
-    rss_mb: float
-    processes: int
-
-
-def memory_of(pid: int) -> Memory:
-    """What a process and its children use now."""
-    sizes = [memory_mb(one) for one in tree(pid)]
-    return Memory(round(sum(p for p, _ in sizes), 1), round(sum(r for _, r in sizes), 1), len(sizes))
-
-
-async def enrol(state: StateFolder, settings: Settings, folder: Path) -> Path:
+async def enrol(state: StateFolder, settings: Settings, folder: Path, worker_idle_s: float) -> Path:
     """Take a token from the registry and run `causeway-edge enrol` with it.
+
+    Args:
+        state: the platform's folder.
+        settings: of the platform.
+        folder: the device's, to be made.
+        worker_idle_s: when the agent ends its worker process; an idle agent has none.
 
     Returns:
         The device's settings file.
     """
     config = folder / "edge.toml"
-    write_private(config, b'state = "state"\n')
+    write_private(config, f'state = "state"\nworker_idle_s = {worker_idle_s}\n'.encode())
     async with on_bus(state, settings, OPERATOR) as bus:
         request = TokenRequest(fleet=DEVICE.fleet, device=DEVICE.device)
         token = Token.model_validate(await rpc.call(bus, "registry", "token", request))
@@ -102,7 +94,7 @@ async def agent(state: StateFolder, settings: Settings, config: Path) -> AsyncIt
 async def ours(idle_s: float, starts: int) -> dict[str, Any]:
     """Enrol, start some times, then leave the last agent alone and look."""
     async with state_folder(tls=True) as (state, settings), started(state, SERVICES):
-        config = await enrol(state, settings, state.root.parent / "device")
+        config = await enrol(state, settings, state.root.parent / "device", min(WORKER_IDLE_S, idle_s / 2))
         took: list[float] = []
         for _ in range(starts - 1):
             async with agent(state, settings, config) as (_, start_s):
@@ -111,11 +103,12 @@ async def ours(idle_s: float, starts: int) -> dict[str, Any]:
             took.append(start_s)
             say(f"agent: first heartbeats after {', '.join(f'{t:.2f}' for t in took)} s; now idle for {idle_s:.0f} s")
             await asyncio.sleep(idle_s)
-            memory = memory_of(pid)
+            used = memory(pid)
     return {
-        "agent_pss_mb": memory.pss_mb,
-        "agent_rss_mb": memory.rss_mb,
-        "agent_processes": memory.processes,
+        "agent_pss_mb": used.pss_mb,
+        "agent_rss_mb": used.rss_mb,
+        "agent_private_mb": used.private_mb,
+        "agent_processes": used.processes,
         "start_s": round(median(took), 3),
         "start_s_each": [round(t, 3) for t in took],
     }
@@ -145,7 +138,7 @@ async def flower(peers: Path, idle_s: float, folder: Path) -> Memory:
             await asyncio.sleep(idle_s)
             if supernode.returncode is not None:
                 raise BenchError(f"flower-supernode ended with {supernode.returncode}:\n{log.read_text()[-2000:]}")
-            return memory_of(supernode.pid)
+            return memory(supernode.pid)
 
 
 async def run(idle_s: float, starts: int, peers: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,17 +148,18 @@ async def run(idle_s: float, starts: int, peers: Path) -> tuple[dict[str, Any], 
         The figures, and why any is missing.
     """
     figures = await ours(idle_s, starts)
-    figures |= {"flower_pss_mb": None, "flower_rss_mb": None, "flower_processes": None}
+    figures |= dict.fromkeys(("flower_pss_mb", "flower_rss_mb", "flower_private_mb", "flower_processes"))
     if not (peers / "bin" / "flower-supernode").exists():
         return figures, {
             "notes": {"flower": f"not measured: {peers} has no flower-supernode; `make peers` installs it"}
         }
     async with state_folder(tls=False) as (state, _):
-        memory = await flower(peers, idle_s, state.root)
+        used = await flower(peers, idle_s, state.root)
     figures |= {
-        "flower_pss_mb": memory.pss_mb,
-        "flower_rss_mb": memory.rss_mb,
-        "flower_processes": memory.processes,
+        "flower_pss_mb": used.pss_mb,
+        "flower_rss_mb": used.rss_mb,
+        "flower_private_mb": used.private_mb,
+        "flower_processes": used.processes,
     }
     return figures, {"notes": {}}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 from bench.counter import Counter
 from schemas.events import Event
@@ -32,12 +33,12 @@ def main() -> None:
 
     def on_message(_client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         nonlocal count
-        event = read_state(message.payload, "heartbeat")
+        event = read_state(bytes(message.payload), "heartbeat")
         table[event.source] = event
         count += 1
         counter.value = count
 
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.on_connect = on_connect
     client.on_subscribe = on_subscribe
     client.on_message = on_message

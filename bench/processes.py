@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,34 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def memory_mb(pid: int) -> tuple[float, float]:
-    """Proportional and resident memory of a process."""
-    values = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, _, rest = line.partition(":")
-        values[name] = int(rest.split()[0])
-    return values["Pss"] / 1024, values["Rss"] / 1024
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process or the sum of several.
+
+    Attributes:
+        private_mb: pages that nobody else maps, the least that the process can cost.
+        pss_mb: proportional set size; shared pages count in parts.
+        rss_mb: resident set size, the most that it can cost.
+    """
+
+    private_mb: float
+    pss_mb: float
+    rss_mb: float
+    processes: int
+
+
+def memory(pid: int) -> Memory:
+    """What a process and its children use now, from `smaps_rollup`."""
+    pids = tree(pid)
+    total = dict.fromkeys(("Private_Clean", "Private_Dirty", "Pss", "Rss"), 0)
+    for one in pids:
+        for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()[1:]:
+            name, _, rest = line.partition(":")
+            if name in total:
+                total[name] += int(rest.split()[0])
+    private = total["Private_Clean"] + total["Private_Dirty"]
+    private_mb, pss_mb, rss_mb = (round(kb / 1024, 1) for kb in (private, total["Pss"], total["Rss"]))
+    return Memory(private_mb, pss_mb, rss_mb, len(pids))
 
 
 def tree(pid: int) -> list[int]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from inspect import isawaitable
 from typing import Any, Protocol
 
 from edge_runtime.budget import Budget
@@ -49,7 +50,7 @@ _MAX_LINE = 512
 
 
 class Part(LetterHandler, Protocol):
-    """A handler of letters as the agent runs it; may have `served()` or `marks()` for the heartbeat."""
+    """A handler of letters as the agent runs it; may have `served()` or `marks()` for the heartbeat, and `close()`."""
 
     async def resume(self) -> None:
         """Called once at start, before letters."""
@@ -197,9 +198,16 @@ class Agent:
 
     async def _close(self) -> None:
         await self._dispatcher.close()
+        for part in self._parts:
+            closed = part.close() if hasattr(part, "close") else None
+            if isawaitable(closed):
+                await closed
         await self._jobs.close()
         await self._heavy_jobs.close()
-        self._write_status()
+        try:
+            self._write_status()
+        except (EdgeError, OSError) as error:
+            log.error("status.not_written", message=str(error))
         self._outbox.close()
         self._inbox.close()
         log.info("agent.stopped", device=str(self._identity.address))

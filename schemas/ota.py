@@ -92,7 +92,13 @@ class SmokeSpec(Message):
     recipe: Digest
     length: Count
     pieces: Annotated[int, Field(ge=1, le=7_281)] = 1
-    tolerance: Annotated[float, Field(gt=0, le=1_000)]
+    tolerance_micro: Annotated[int, Field(ge=1, le=10**9)]
+    """Largest absolute error, in millionths: the canonical JSON that TUF signs has no fractions."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest absolute error."""
+        return self.tolerance_micro / 1e6
 
 
 ReleaseCustom.model_rebuild()

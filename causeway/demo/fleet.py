@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from causeway.demo.checks import DemoError
+from edge_runtime.identity import require_enrolled
 from schemas.registry import Token
 
 STOP_TIMEOUT_S = 10.0
@@ -105,10 +105,24 @@ class DemoDevice:
         """Whether the agent runs."""
         return self.process is not None and self.process.returncode is None
 
-    def identity(self) -> dict[str, str]:
-        """Its secrets, as an attacker finds them who stole its storage."""
-        fields: dict[str, str] = json.loads((self.state / "identity.json").read_text())
-        return fields
+    async def run_host_program(self, letters: int) -> None:
+        """Run a program of the owner beside the agent, which hands some letters to the outbox.
+
+        Raises:
+            DemoError: if it fails.
+        """
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "causeway.demo.host", str(self.config), str(letters), stderr=asyncio.subprocess.PIPE
+        )
+        _, problems = await process.communicate()
+        if process.returncode != 0:
+            raise DemoError(f"the host program on {self.name} failed: {problems.decode()}")
+
+    def jwt(self) -> str:
+        """Its bus credential, as an attacker finds it who stole its storage."""
+        credentials = require_enrolled(self.state / "identity.json").credentials
+        assert credentials is not None
+        return credentials.jwt
 
     def log(self) -> str:
         """What it wrote."""

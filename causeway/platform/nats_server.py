@@ -22,8 +22,7 @@ max_payload: 1MB
 max_control_line: 64KB
 max_connections: 70000
 pid_file: "{pid}"
-log_file: "{log}"
-logfile_size_limit: 64MB
+# No log_file: what it writes names client ids, so it goes to standard error, and `causeway up` takes them out.
 {tls}
 operator: {operator}
 system_account: {system}
@@ -71,7 +70,6 @@ def write_config(
         nats_port=bus.nats_port,
         mqtt_port=bus.mqtt_port,
         pid=state.run / "nats-server.pid",
-        log=state.logs / "nats-server.log",
         tls=tls,
         mqtt_tls=tls,
         operator=operator_jwt,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from causeway.platform.bus_log import bus_log
 from causeway.platform.nats_server import find_nats_server
 from services.kit.errors import PlatformError, RefusedError, SettingsError
 from services.kit.folder import SERVICES, StateFolder
@@ -103,7 +104,8 @@ class Supervisor:
 
     async def _launch(self, child: Child) -> None:
         self.state.logs.mkdir(parents=True, exist_ok=True)
-        with (self.state.logs / f"{child.name}.out").open("ab") as out:
+        output = self.state.logs / f"{child.name}.out"
+        with bus_log(self.state) if child is self._bus else output.open("ab") as out:
             child.process = await asyncio.create_subprocess_exec(
                 *child.command,
                 stdin=asyncio.subprocess.DEVNULL,

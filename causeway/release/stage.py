@@ -154,7 +154,13 @@ def _add_target(signed: Targets, draft: Draft, now: datetime, diff: list[str]) -
         check_smoke(draft.smoke)
         tests = _cut(draft.smoke)
         artifacts.append(LocalArtifact(path=draft.smoke.absolute(), sha256=tests.sha256))
-        smoke = SmokeSpec(sha256=tests.sha256, recipe=tests.digest, length=tests.length, tolerance=draft.tolerance)
+        smoke = SmokeSpec(
+            sha256=tests.sha256,
+            recipe=tests.digest,
+            length=tests.length,
+            pieces=tests.pieces,
+            tolerance_micro=max(1, round(draft.tolerance * 1e6)),
+        )
     newest = max((view.custom.seq for view in releases(draft.model, signed)), default=0)
     try:
         custom = ReleaseCustom(

@@ -29,7 +29,7 @@ def count(shapes: Shapes) -> int:
 
 def pack(weights: Weights) -> bytes:
     """The bytes that an update carries and that its sha256 is of."""
-    return b"".join(np.ascontiguousarray(weights[name], dtype=WIRE).tobytes() for name in _order(weights))
+    return b"".join(np.asarray(weights[name], dtype=WIRE).tobytes(order="C") for name in _order(weights))
 
 
 def unpack(vector: NDArray[np.float32], shapes: Shapes) -> Weights:
@@ -51,7 +51,7 @@ def unpack(vector: NDArray[np.float32], shapes: Shapes) -> Weights:
 
 def write_weights(weights: Weights) -> bytes:
     """Safetensors; equal weights give equal bytes, so equal digests."""
-    return save_tensors({name: np.ascontiguousarray(weights[name], dtype=np.float32) for name in _order(weights)})
+    return save_tensors({name: np.asarray(weights[name], dtype=np.float32, order="C") for name in _order(weights)})
 
 
 def read_weights(data: bytes) -> Weights:

@@ -8,6 +8,8 @@ import logging
 from collections import defaultdict
 from typing import Any
 
+from ulid import ULID
+
 from edge_runtime.errors import EdgeError, InstallError, OutboxError
 from edge_runtime.ota import state as slot
 from edge_runtime.ota.installation import Installation, Pace, deliver, make_report
@@ -50,6 +52,8 @@ class OtaHandler:
             generation=letter.generation,
             revision=letter.revision,
             began=self._context.clock.now(),
+            accept_id=str(ULID()),
+            verdict_id=str(ULID()),
         )
         async with self._locks[model]:
             state = self._load(model)

@@ -261,7 +261,7 @@ class Installation:
     def _accept(self, order: slot.Order) -> None:
         state = self._load()
         if state.order is not None and not state.order.accepted:
-            self._context.sender.send("report", self._verdict(order, state, "ok"))
+            self._context.sender.send("report", self._verdict(order, state, "ok"), letter_id=order.accept_id)
             self._slots.store(slot.accept(state))
 
     def _device(self) -> Device:
@@ -311,7 +311,7 @@ def deliver(context: Context, slots: Slots, state: slot.SlotState) -> None:
     """Put the verdict of a closed order into the outbox, unless it is there."""
     order = state.order
     if order is not None and order.verdict is not None and not order.reported:
-        context.sender.send("report", order.verdict)
+        context.sender.send("report", order.verdict, letter_id=order.verdict_id)
         slots.store(slot.report(state))
 
 

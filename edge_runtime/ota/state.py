@@ -24,6 +24,8 @@ class Order(Message):
     """An assignment in hand.
 
     Attributes:
+        accept_id: of the letter that reports the acceptance, chosen beforehand, so that a crash makes no second one.
+        verdict_id: the same for the verdict.
         accepted: `accept` was reported.
         verdict: what came of it; None while it is carried out.
         reported: the verdict is in the outbox.
@@ -34,6 +36,8 @@ class Order(Message):
     generation: Count
     revision: Count
     began: AwareDatetime
+    accept_id: Ulid
+    verdict_id: Ulid
     accepted: bool = False
     verdict: Report | None = None
     reported: bool = False

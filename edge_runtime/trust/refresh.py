@@ -168,7 +168,7 @@ def _load_models(verified: Verified, files: Mapping[str, bytes]) -> dict[str, in
             floors[model] = _private(verified.role(role, f"models/{model}/-/-"))[0]
         except TrustError as error:
             # One model that nobody signs any more must not keep the others, or the service keys, from being renewed.
-            if error.reason != "expired":
+            if error.reason not in {"expired", "unknown_target"}:
                 raise
     return floors
 

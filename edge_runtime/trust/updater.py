@@ -45,8 +45,9 @@ class PackFetcher(FetcherInterface):
 class Verified:
     """Metadata that a TUF client believes at one moment."""
 
-    def __init__(self, updater: Updater, folder: Path) -> None:
+    def __init__(self, updater: Updater, folder: Path, now: datetime) -> None:
         self._updater = updater
+        self._now = now
         self._folder = folder
         self._roles: dict[str, int] = {}
         self.root: Root = self._signed("root")
@@ -88,12 +89,22 @@ class Verified:
             inside: any target path that the role may sign; TUF finds roles by the paths that they sign.
 
         Raises:
-            TrustError: as `target`.
+            TrustError: as `target`; `unknown_target` if nothing is delegated to the role (any more).
         """
+        delegations = self.targets.delegations
+        if delegations is None or name not in (delegations.roles or {}):
+            raise TrustError(f"verify role {name}: nothing is delegated to it", reason="unknown_target")
         self.target(inside)
-        signed: Targets = self._signed(name)
-        self._roles[name] = signed.version
-        return signed
+        with _explained(f"verify role {name}"):
+            # The walk may have ended in another role before it came to this one, so what lies there is checked again.
+            metadata: Metadata[Targets] = Metadata.from_bytes(self._bytes(name))
+            self.targets.verify_delegate(name, metadata.signed_bytes, metadata.signatures)
+            if metadata.signed.version != self.version_of(name):
+                raise BadVersionNumberError(f"version {metadata.signed.version}, not {self.version_of(name)}")
+            if metadata.signed.is_expired(self._now):
+                raise ExpiredMetadataError(f"{name} is expired")
+        self._roles[name] = metadata.signed.version
+        return metadata.signed
 
     def files(self) -> dict[str, bytes]:
         """Every file that was verified, by the name that packs use."""
@@ -149,7 +160,7 @@ def refreshed(
             )
             _set_clock(updater, now)
             updater.refresh()
-        yield Verified(updater, folder)
+        yield Verified(updater, folder, now)
 
 
 def _lay_out(folder: Path, held: Mapping[str, bytes]) -> None:
@@ -185,6 +196,6 @@ def _explained(what: str) -> Iterator[None]:
         raise TrustError(f"{what}: {error}", reason="bad_signature") from error
     except DownloadHTTPError as error:
         raise TrustError(f"{what}: {error}; ask the depot for trust", reason="missing_metadata") from error
-    except (RepositoryError, DownloadError, DeserializationError, ValueError, KeyError) as error:
+    except (RepositoryError, DownloadError, DeserializationError, OSError, ValueError, KeyError) as error:
         reason = "rollback" if isinstance(error, BadVersionNumberError) else "bad_metadata"
         raise TrustError(f"{what}: {error}", reason=reason) from error

@@ -177,7 +177,7 @@ def _review_services(
     signed = targets.targets.get(SERVICES_TARGET)
     if signed is None:
         raise RefusedError(f"publish targets: they must keep {SERVICES_TARGET}, or devices would believe no service")
-    wanted = signed.hashes["sha256"]
+    wanted = signed.hashes.get("sha256")
     if services is None:
         if hashlib.sha256(repository.services()).hexdigest() != wanted:
             raise RefusedError(f"publish targets: they name another {SERVICES_TARGET}; send {SERVICES_FILE} with them")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import structlog
 from nats.errors import Error as NatsError
@@ -30,7 +29,7 @@ class Presence:
 
     async def turn(self) -> None:
         """One round; what could not be written is written in the next one."""
-        horizon = self._telemetry.horizon(time.time())
+        horizon = self._telemetry.horizon()
         if horizon is None:
             return
         silent = self._table.sweep(horizon, self._silence_s)

@@ -27,10 +27,9 @@ from services.registry.table import Absorbed, Bad, Table
 log = structlog.get_logger()
 
 PULLS = 3
-IDLE_S = 5.0
+IDLE_S = 1.0
 RETRY_S = 0.5
 INACTIVE_S = 60.0
-LAG_S = 5.0
 
 HEARTBEATS = Counter("causeway_heartbeats", "Heartbeats read from TELEMETRY, by outcome.", ["outcome"])
 UNKEPT = Counter("causeway_rejects_unkept", "Refused state messages that were counted but not kept in REJECTS.")
@@ -47,8 +46,7 @@ class Telemetry:
         self._allowance = Allowance(rejects_per_s)
         self._again = asyncio.Event()
         self._puller: _Puller | None = None
-        self._caught_up_at: float | None = None
-        self._stamp = 0.0
+        self._read_up_to: float | None = None
 
     async def run(self, caught_up: Callable[[], None]) -> None:
         """Read until cancelled; `caught_up` is called when what the stream held has been read."""
@@ -60,12 +58,9 @@ class Telemetry:
                 log.warning("telemetry.retried", error=repr(error))
                 await asyncio.sleep(RETRY_S)
 
-    def horizon(self, now: float) -> float | None:
+    def horizon(self) -> float | None:
         """The moment up to which every word has been read; None while that is not known."""
-        if self._caught_up_at is None or not self._bus.nc.is_connected:
-            return None
-        behind = now - self._stamp > LAG_S and now - self._caught_up_at < LAG_S
-        return self._stamp if behind else now
+        return self._read_up_to if self._bus.nc.is_connected else None
 
     async def _restart(self) -> None:
         self._again.set()
@@ -74,7 +69,7 @@ class Telemetry:
 
     async def _session(self, caught_up: Callable[[], None]) -> None:
         self._again.clear()
-        self._caught_up_at = None
+        self._read_up_to = None
         config = ConsumerConfig(
             ack_policy=AckPolicy.NONE,
             deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
@@ -87,17 +82,19 @@ class Telemetry:
         await puller.start(await self._create(config))
         self._table.restart(time.time())
         remaining = newest.last_seq if newest.messages else 0
-        read = 0
+        read, done = 0, False
         try:
             while not self._again.is_set():
-                # An empty stream has nothing to wait for.
-                words = await puller.take(IDLE_S if remaining or self._caught_up_at is not None else 0.0)
-                if words:
-                    await self._absorb(words)
-                if self._caught_up_at is None and (not words or _sequence(words[-1].reply) >= remaining):
+                if not done and read >= remaining:
+                    done = True
                     log.info("telemetry.caught_up", devices=len(self._table))
                     caught_up()
-                self._caught_up_at = time.time()
+                words = await puller.take(IDLE_S)
+                # Silence also means that all was read: the newest word may have left the stream meanwhile.
+                read = _sequence(words[-1].reply) if words else remaining
+                newest_at = await self._absorb(words) if words else time.time()
+                if done:
+                    self._read_up_to = newest_at
         finally:
             await puller.stop()
 
@@ -107,15 +104,15 @@ class Telemetry:
         info = await self._bus.js.add_consumer(TELEMETRY.name, config)
         return info.name or config.name
 
-    async def _absorb(self, words: list[Msg]) -> None:
+    async def _absorb(self, words: list[Msg]) -> float:
         batch = [(word.subject, word.data, _taken_at(word.reply)) for word in words]
         result = self._table.absorb(batch)
-        self._stamp = batch[-1][2]
         HEARTBEATS.labels("accepted").inc(result.heartbeats)
         if result.unknown:
             HEARTBEATS.labels("unknown").inc(result.unknown)
         if result.bad:
             await self._refuse(result)
+        return batch[-1][2]
 
     async def _refuse(self, result: Absorbed) -> None:
         HEARTBEATS.labels("bad").inc(result.bad)

@@ -5,189 +5,34 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from nats.js.api import ConsumerConfig, DeliverPolicy
 
-from causeway.data.shard import ShardPlan, digits, split, write_shards
 from causeway.learning.export import classifier_of
-from edge_runtime.learning import trainer
 from edge_runtime.learning.vector import pack, read_weights, unpack
-from schemas.aggregator import Artifact, Round, Update
-from services.aggregator.entries import Accepted, Entry, read_entry
+from schemas.aggregator import Artifact, Update
+from services.aggregator.entries import Accepted, Entry
 from services.aggregator.fx1 import Accumulator
 from services.aggregator.handlers import Aggregator
 from services.aggregator.store import JobStore, Ledger
-from services.kit import rpc
 from services.kit.api.aggregator import JobName, JobRequest, JobView
-from services.kit.artifacts import open_store
-from services.kit.bus import Bus, connect
+from services.kit.bus import connect
 from services.kit.errors import NotFoundError, RefusedError
-from services.kit.mailbox import LETTER_ID
 from services.kit.streams import ensure_owned
-from tests.support.fleet import StandInDevice, StandInFleet
+from tests.support.learning_world import JOB, World, until
 from tests.support.platform import LivePlatform
-
-TIMEOUT_S = 30.0
-JOB = "digits-1"
-
-
-async def until(probe: Callable[[], Awaitable[Any]], what: str) -> Any:
-    seen = None
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            while not (seen := await probe()):
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"waited {TIMEOUT_S} s for {what}; last seen: {seen!r}") from None
-    return seen
-
-
-class World:
-    """A fleet of stand-in devices that really train, a depot, and the aggregator to be tested."""
-
-    def __init__(self, live: LivePlatform, fleet: StandInFleet, operator: Bus, folder: Path) -> None:
-        self.live = live
-        self.fleet = fleet
-        self.operator = operator
-        self.folder = folder
-        self.store = open_store(live.state, live.settings)
-        self.answered: set[str] = set()
-        self.raws: dict[str, tuple[StandInDevice, bytes]] = {}
-
-    async def add_devices(self, count: int) -> None:
-        x, y = digits()
-        parts = split(y, ShardPlan(shards=count))
-        await asyncio.to_thread(write_shards, x, y, parts, self.folder)
-        for number in range(1, count + 1):
-            device = await self.fleet.add(f"cam-{number}")
-            bucket = await self.fleet.registry.bucket("devices")
-            record = device.record.model_copy(update={"online": True})
-            await bucket.put(f"harbour.{device.address.device}", record.model_dump_json().encode())
-
-    def request(self, **changes: Any) -> JobRequest:
-        fields: dict[str, Any] = {
-            "job": JOB,
-            "fleet": "harbour",
-            "dataset": "digits",
-            "estimator": "classifier@1",
-            "devices": [address.device for address in self.fleet.devices],
-            "rounds": 3,
-            "min_updates": len(self.fleet.devices),
-            "round_deadline_s": 60,
-        }
-        return JobRequest(**fields | changes)
-
-    async def call(self, verb: str, request: Any = None) -> Any:
-        return await rpc.call(self.operator, "aggregator", verb, request)
-
-    async def begin(self, **changes: Any) -> None:
-        await self.call("create", self.request(**changes))
-        await self.call("start", JobName(job=changes.get("job", JOB)))
-
-    async def show(self) -> JobView:
-        return JobView.model_validate(await self.call("show", JobName(job=JOB)))
-
-    async def invitations(self) -> list[Any]:
-        return [letter for letter in await self.fleet.mailbox("round") if letter.id not in self.answered]
-
-    async def train(self, letter: Any, **changes: Any) -> Update:
-        invitation: Round = letter.data
-        base, name = self.folder / "base", letter.recipient.rsplit("/", 1)[1]
-        await self.store.fetch(invitation.base.sha256, base)
-        output = self.folder / "vector"
-        params = {
-            "estimator": invitation.estimator,
-            "parameters": invitation.parameters,
-            "base": str(base),
-            "dataset": str(self.folder / f"shard-{name.split('-')[1]}.npz"),
-            "output": str(output),
-            "seed": invitation.round,
-        }
-        result = trainer.run(params)
-        fields = {
-            "job": invitation.job,
-            "round": invitation.round,
-            "attempt": invitation.attempt,
-            "base": invitation.base.sha256,
-            "samples": result["samples"],
-            "sha256": result["sha256"],
-            "length": result["length"],
-            "vector": base64.b64encode(output.read_bytes()).decode(),
-            "metrics": result["metrics"],
-        }
-        return Update.model_validate(fields | changes)
-
-    async def answer(self, letter: Any, **changes: Any) -> str:
-        """Train and send; returns the id of the update's letter."""
-        self.answered.add(letter.id)
-        device = next(d for a, d in self.fleet.devices.items() if a.source == letter.recipient)
-        raw = await self.fleet.send(device, "update", await self.train(letter, **changes))
-        update_id: str = json.loads(base64.b64decode(json.loads(raw)["payload"]))["id"]
-        self.raws[update_id] = (device, raw)
-        return update_id
-
-    async def send_again(self, update_id: str) -> None:
-        device, raw = self.raws[update_id]
-        await self.fleet.put(device, "update", raw)
-
-    async def answer_all_until_done(self) -> JobView:
-        async def done() -> JobView | None:
-            for letter in await self.invitations():
-                await self.answer(letter)
-            view = await self.show()
-            return view if view.state == "done" else None
-
-        return await until(done, "the job to be done")
-
-    async def ledger(self, job: str = JOB) -> list[Entry]:
-        """The ledger as an auditor reads it."""
-        auditor = await connect(self.live.state, self.live.settings, "auditor")
-        try:
-            last = (await auditor.js.stream_info("ROUNDS")).state.messages
-            config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
-            subscription = await auditor.js.pull_subscribe(f"cw.rounds.{job}", stream="ROUNDS", config=config)
-            messages: list[Any] = []
-            while len(messages) < last:
-                messages += await subscription.fetch(200, timeout=5)
-            for message in messages:
-                entry = json.loads(message.data)
-                assert (message.headers or {}).get(LETTER_ID) == entry.get("letter")
-            return [read_entry(message.data) for message in messages]
-        finally:
-            await auditor.close()
-
-    async def taken(self) -> int:
-        """Letters of IN that the aggregator has acknowledged."""
-        info = await self.aggregator_consumer()
-        return int(info.ack_floor.consumer_seq) if info.ack_floor else 0
-
-    async def aggregator_consumer(self) -> Any:
-        bus = await connect(self.live.state, self.live.settings, "auditor")
-        try:
-            return await bus.js.consumer_info("IN", "aggregator-update")
-        finally:
-            await bus.close()
 
 
 @pytest.fixture
 async def world(live: LivePlatform, tmp_path: Path) -> AsyncIterator[World]:
-    fleet = await StandInFleet.start(live)
-    operator = await connect(live.state, live.settings, "operator")
-    world = World(live, fleet, operator, tmp_path / "shards")
-    try:
-        live.start_service("depot")
+    async with World.start(live, tmp_path / "shards") as world:
         yield world
-    finally:
-        await operator.close()
-        await fleet.close()
 
 
 def effects(entries: list[Entry]) -> Counter[tuple[int, str]]:
@@ -260,11 +105,13 @@ async def test_kill_9_at_any_time_loses_and_repeats_nothing(world: World) -> Non
     for update_id in world.raws:
         await world.send_again(update_id)
 
-    async def all_taken() -> bool:
-        return await world.taken() >= 18
+    last = await world.answer(letters[0], metrics={"loss": 1.0})
 
-    await until(all_taken, "every repetition to be read")
-    assert await world.ledger() == entries
+    async def last_read() -> list[Entry]:
+        found = await world.ledger()
+        return found if getattr(found[-1], "letter", None) == last else []
+
+    assert (await until(last_read, "the letter behind every repetition to be read"))[:-1] == entries
     assert not [entry for entry in entries if entry.entry == "refused"]
 
 
@@ -321,7 +168,7 @@ async def test_operators_get_clear_refusals(world: World) -> None:
         await world.call("create", world.request(parameters={"lrr": 1}, min_updates=1))
     with pytest.raises(RefusedError, match="a letter carries 36864"):
         await world.call("create", world.request(parameters={"hidden": 4_000}, min_updates=1))
-    await world.call("create", world.request(min_updates=1))
+    await world.call("create", world.request(min_updates=1, devices=["cam-1"]))
     with pytest.raises(RefusedError, match="there is one of this name"):
         await world.call("create", world.request(min_updates=1))
     with pytest.raises(RefusedError, match="0 enrolled devices of fleet harbour"):

@@ -179,7 +179,11 @@ async def test_a_full_disk_is_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StoreError, match="disk full") as raised:
         await FolderStore(tmp_path).put(DATA)
     assert raised.value.reason == "disk_full"
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left_over(tmp_path) == []
+
+
+def left_over(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_the_settings_choose_the_store(server: S3Server, tmp_path: Path) -> None:

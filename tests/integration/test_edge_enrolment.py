@@ -214,5 +214,3 @@ def test_the_same_token_again_keeps_everything() -> None:
     fresh = _token().model_copy(update={"token": "01J00000000000000000000002"})
     renewed = choose_identity(present, fresh, again=False)
     assert (renewed.letter_seed, renewed.enrol_id) == (present.letter_seed, None)
-
-

@@ -13,7 +13,7 @@ import pytest
 from services.kit import rpc
 from services.kit.api.scheduler import SubmitRequest
 from services.kit.bus import connect
-from tests.support.fleet import StandInFleet
+from tests.support.fleet import StandInFleet, until
 from tests.support.platform import LivePlatform
 
 
@@ -116,11 +116,12 @@ async def test_the_description_is_complete(http: httpx.AsyncClient) -> None:
 
 async def test_without_the_bus_it_stays_and_says_so(live: LivePlatform, http: httpx.AsyncClient) -> None:
     live.kill("nats-server")
-    for _ in range(200):
+
+    async def unavailable() -> bool:
         answer = await http.get("/health")
-        if answer.status_code == 503:
-            break
-    assert answer.json()["status"] == "unavailable"
+        return answer.status_code == 503 and answer.json()["status"] == "unavailable"
+
+    await until(unavailable, "the gateway to see that the bus is gone")
     devices = await http.get("/api/devices")
     assert (devices.status_code, devices.json()["error"]["code"]) == (503, "unreachable")
 

@@ -130,7 +130,7 @@ async def test_the_canary_goes_first_and_each_report_counts_once(world: World) -
     accepted = await world.report(canary, "cam-2", step="accept", running_sha256=None)
     confirmed = await world.report(canary, "cam-2")
     letters = await world.mail(3)
-    assert letters["cam-1"].data.deadline > letters["cam-1"].expires.replace(year=2000)
+    assert letters["cam-1"].data.deadline == letters["cam-1"].expires
     for name in ("cam-1", "cam-3"):
         await world.report(letters[name], name)
         await world.report(letters[name], name)
@@ -195,28 +195,22 @@ async def test_a_killed_service_goes_on_with_the_same_letters(world: World) -> N
     made = await world.create(waves=[0.5, 1.0])
     first = await world.mail(2)
     world.live.kill("ota")
-    # The worst moment: the record says assigned, the letter was never stored.
-    js = (auditor := await connect(world.live.state, world.live.settings, "courier")).js
-    await js.purge_stream("OUT")
-    early = next(iter(first))
-    await world.report(first[early], early)
+    # The worst moment: the record says assigned, the letters were never stored.
+    await world.fleet.courier.js.purge_stream("OUT")
     await asyncio.to_thread(world.live.start_service, "ota")
-    again = await world.mail(2) if early in await _owners(world) else await world.mail(1)
+    again = await world.mail(2)
+    assert {name: (mail.id, mail.revision) for name, mail in again.items()} == {
+        name: (mail.id, mail.revision) for name, mail in first.items()
+    }
+    world.live.kill("ota")
     for name, letter in again.items():
-        assert letter.id == first[name].id
-    late = next(name for name in first if name != early)
-    assert (again[late].id, again[late].revision) == (first[late].id, first[late].revision)
-    await world.report(again[late], late)
-    rest = await _third(world, set(first))
-    await world.report(rest[1], rest[0])
+        await world.report(letter, name)
+    await asyncio.to_thread(world.live.start_service, "ota")
+    name, letter = await _third(world, set(first))
+    await world.report(letter, name)
     done = await world.reach(made.rollout, "done")
     assert done.counts == {"succeeded": 3}
     assert all(len(progress.applied) == 1 for progress in done.devices)
-    await auditor.close()
-
-
-async def _owners(world: World) -> set[str]:
-    return {letter.recipient.split("/")[-1] for letter in await world.fleet.mailbox("assign")}
 
 
 async def _third(world: World, known: set[str]) -> tuple[str, DownLetter[Assign]]:
@@ -231,13 +225,13 @@ async def _third(world: World, known: set[str]) -> tuple[str, DownLetter[Assign]
 
 
 async def test_bad_requests_get_the_next_step(world: World) -> None:
-    with pytest.raises(NotFoundError, match="there is no release digits 9.9.9"):
+    with pytest.raises(NotFoundError, match=r"there is no release digits 9\.9\.9"):
         await world.create(version="9.9.9")
     with pytest.raises(NotFoundError, match="not enrolled in fleet harbour: cam-9; see `causeway device list`"):
         await world.create(devices=["cam-1", "cam-9"])
     with pytest.raises(RefusedError, match="fleet moon has no enrolled device"):
         await world.create(fleet="moon")
-    with pytest.raises(RefusedError, match="the last must be 1.0"):
+    with pytest.raises(RefusedError, match=r"the last must be 1\.0"):
         await world.create(waves=[0.5])
     made = await world.create()
     with pytest.raises(RefusedError, match=f"rollout {made.rollout} of 0.2.0 still runs in harbour"):

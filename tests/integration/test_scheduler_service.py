@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from services.kit.api.scheduler import Requires, SubmitRequest, TaskListRequest,
 from services.kit.bus import Bus, connect
 from services.kit.errors import NotFoundError, RefusedError
 from services.scheduler.leases import TaskRecord
-from tests.support.fleet import StandInDevice, StandInFleet
+from tests.support.fleet import StandInDevice, StandInFleet, until
 from tests.support.platform import LivePlatform
-
-TIMEOUT_S = 20.0
 
 
 @pytest.fixture
@@ -35,17 +32,6 @@ async def operator(live: LivePlatform, fleet: StandInFleet) -> AsyncIterator[Bus
     bus = await connect(live.state, live.settings, "operator")
     yield bus
     await bus.close()
-
-
-async def until(probe: Callable[[], Awaitable[Any]], what: str) -> Any:
-    seen = None
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            while not (seen := await probe()):
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"waited {TIMEOUT_S} s for {what}; last seen: {seen!r}") from None
-    return seen
 
 
 async def submit(bus: Bus, **changes: Any) -> list[TaskView]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -46,3 +47,9 @@ def huge(params: dict[str, Any]) -> dict[str, Any]:
 
 
 TABLE = {name: f"tests.support.jobs:{name}" for name in ("echo", "noisy", "refuse", "bug", "hang", "die", "huge")}
+
+
+def target(params: dict[str, Any]) -> dict[str, Any]:
+    """Stands in for `trust.target`: what the test laid into the trust folder."""
+    answer: dict[str, Any] = json.loads((Path(params["folder"]) / "target.json").read_text())
+    return answer

@@ -66,7 +66,7 @@ def make_release(
 ) -> Made:
     """A release of `scale_model(factor)`; `expected` is the factor that the smoke inputs promise."""
     smoke = smoke_inputs(factor if expected is None else expected)
-    spec = SmokeSpec(sha256=sha256(smoke), recipe="0" * 64, length=len(smoke), tolerance=1e-4)
+    spec = SmokeSpec(sha256=sha256(smoke), recipe="0" * 64, length=len(smoke), tolerance_micro=100)
     facts = {"model": "digits", "version": version, "seq": seq, "recipe": "0" * 64, "pieces": 1, "created": CREATED}
     return Made(scale_model(factor), smoke, ReleaseCustom.model_validate(facts | {"smoke": spec} | custom))
 

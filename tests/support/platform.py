@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from causeway.platform.bus_log import bus_log
 from causeway.platform.init import InitOptions, init_platform
 from causeway.platform.nats_server import find_nats_server
 from services.kit.folder import StateFolder
@@ -119,7 +120,7 @@ class LivePlatform:
             return False
 
     def _spawn(self, name: str, command: list[str]) -> None:
-        with (self.state.logs / f"{name}.log").open("ab") as log:
+        with bus_log(self.state) if name == "nats-server" else (self.state.logs / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | {"PYTHONUNBUFFERED": "1"}
             )

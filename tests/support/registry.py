@@ -8,15 +8,16 @@ import queue
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import paho.mqtt.client as mqtt
 from nats.js.errors import NotFoundError
 from ulid import ULID
 
 from schemas.depot import TrustState
-from schemas.envelope import Envelope, Signer, parse
+from schemas.envelope import Signer, parse
 from schemas.ids import Address
 from schemas.letters import Place, read_down, write_up
 from schemas.registry import Capabilities, Enrol, EventReport, Token, TrustFloors, Welcome
@@ -25,8 +26,11 @@ from services.kit import rpc
 from services.kit.api.depot import TrustAnswer
 from services.kit.api.registry import DeviceRequest, TokenRequest
 from services.kit.bus import Bus, connect
+from services.kit.credentials import NKey
+from services.kit.devices import DeviceRecord
 from services.kit.streams import ensure_owned
 from services.registry.enrolment import answer_id
+from services.registry.minting import Mint, bus_key
 from services.registry.tokens import proof
 from tests.support.platform import LivePlatform
 
@@ -80,7 +84,7 @@ class World:
         self.platform = live.settings.platform
         self._buses: dict[str, Bus] = {}
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         depot = await self.bus("depot")
         rpc.serve(depot, "depot", "trust", rpc.Nothing, self._trust)
         await depot.broker.start()
@@ -98,7 +102,9 @@ class World:
         return self._buses[user]
 
     async def token(self, thing: Thing, ttl_s: float = 3_600.0) -> Token:
-        answer = await self.ask("token", TokenRequest(fleet=thing.address.fleet, device=thing.address.device, ttl_s=ttl_s))
+        answer = await self.ask(
+            "token", TokenRequest(fleet=thing.address.fleet, device=thing.address.device, ttl_s=ttl_s)
+        )
         return Token.model_validate(answer)
 
     async def ask(self, verb: str, request: Any) -> Any:
@@ -143,6 +149,33 @@ class World:
     async def _trust(_: rpc.Nothing) -> Any:
         head = TrustState(root=1, timestamp=7, snapshot=3, targets=2)
         return TrustAnswer(head=head, floors=FLOORS, root_sha256="ab" * 32).model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Credentials as the registry makes them, without asking it."""
+
+    jwt: str
+    client_id: str
+
+
+def admit(live: LivePlatform, thing: Thing, *, life_s: int = 3_600, issuer: NKey | None = None) -> Pass:
+    """What a welcome would give `thing`; `issuer` is the account unless a test forges one."""
+    mint = Mint(issuer or NKey.load(live.state.bus_keys / "account.nk"), b"secret of the test")
+    now = int(time.time())
+    record = DeviceRecord(
+        fleet=thing.address.fleet,
+        device=thing.address.device,
+        public_key=thing.public_key,
+        seal_key=thing.seal_key,
+        capabilities=CAPABILITIES,
+        enrol_id=str(ULID()),
+        bus_key=bus_key(thing.public_key),
+        jwt_issued=now - 60,
+        jwt_expires=now + life_s,
+        enrolled_at="",
+    )
+    return Pass(mint.device_jwt(record), mint.client_id(thing.address, record.enrol_id))
 
 
 async def until(probe: Callable[[], Awaitable[T | None]], what: str, timeout_s: float = 20.0) -> T:
@@ -218,6 +251,3 @@ class Link:
         assert socket is not None
         self.client.loop_stop()
         socket.close()
-
-
-__all__ = ["FLOORS", "Envelope", "Link", "Thing", "World", "until"]

@@ -20,7 +20,11 @@ BOUND = Amount(100, 100_000)
 amounts = st.builds(Amount, st.integers(0, 60), st.integers(0, 60_000))
 
 
-@given(st.sampled_from(EVICTION_ORDER), st.integers(1, 5_000), st.fixed_dictionaries({lane: amounts for lane in EVICTION_ORDER}))
+@given(
+    st.sampled_from(EVICTION_ORDER),
+    st.integers(1, 5_000),
+    st.fixed_dictionaries(dict.fromkeys(EVICTION_ORDER, amounts)),
+)
 def test_a_letter_never_pushes_out_a_more_urgent_one(lane, size, waiting) -> None:
     try:
         victim = lane_to_evict(lane, size, waiting, BOUND)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -17,8 +17,6 @@ from edge_runtime.parcels import PieceFetcher
 from edge_runtime.windows import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES, Pace
 from schemas.aggregator import Artifact
 from schemas.depot import MAX_WANT, Want, write_piece, write_recipe
-
-Usage = namedtuple("Usage", "total used free")
 
 
 def digest(data: bytes) -> str:
@@ -37,11 +35,13 @@ class Depot:
         )
         self.fetcher = PieceFetcher(self, patience_s=30)  # type: ignore[arg-type]
         self.online = True
+        self.refused = asyncio.Event()
         self.wants: list[Want] = []
         self.sent = 0
 
     def send_parcel(self, kind: str, raw: bytes) -> bool:
         if not self.online:
+            self.refused.set()
             return False
         want = Want.read(raw)
         self.wants.append(want)
@@ -87,8 +87,7 @@ async def test_offline_it_waits_and_goes_on_when_the_link_is_back(tmp_path: Path
     depot = Depot(pieces())
     depot.online = False
     fetching = asyncio.create_task(depot.fetcher.fetch(depot.artifact, tmp_path / "file"))
-    while not depot.fetcher._turn.locked() and depot.fetcher._pace._pause == 0.5:
-        await asyncio.sleep(0)
+    await depot.refused.wait()
     depot.online = True
     depot.fetcher.connected()
     async with asyncio.timeout(5):
@@ -134,7 +133,7 @@ async def test_a_recipe_that_does_not_make_the_artifact_is_refused(tmp_path: Pat
 async def test_a_full_disk_is_said_before_and_while_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     depot = Depot(pieces())
     with monkeypatch.context() as patched:
-        patched.setattr("edge_runtime.parcels.shutil.disk_usage", lambda _: Usage(1, 1, 1_000))
+        patched.setattr("edge_runtime.parcels.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000))
         with pytest.raises(FetchError, match="make room") as raised:
             await depot.fetcher.fetch(depot.artifact, tmp_path / "file")
     assert raised.value.reason == "disk_full"

@@ -145,11 +145,17 @@ def test_evaluate_refuses_a_dataset_that_is_none_and_a_model_that_was_changed(sl
 def test_a_runner_ends_with_the_worker_that_was_killed(tmp_path: Path) -> None:
     started = tmp_path / "started"
     # Paused nearly always, so that the kernel has to end a stopped process.
-    program = (
-        "from edge_runtime.tasks.execute import run;"
-        "run({'target': 'tests.support.runners:sleep', 'inputs': {'started': %r}, 'cpu_s': 60, 'ram_mb': 256,"
-        "'wall_s': 60, 'max_cpu_percent': 0.01, 'datasets': {}, 'slots': ''})" % str(started)
-    )
+    params = {
+        "target": "tests.support.runners:sleep",
+        "inputs": {"started": str(started)},
+        "cpu_s": 60,
+        "ram_mb": 256,
+        "wall_s": 60,
+        "max_cpu_percent": 0.01,
+        "datasets": {},
+        "slots": "",
+    }
+    program = f"from edge_runtime.tasks.execute import run; run({params!r})"
     worker = subprocess.Popen([sys.executable, "-c", program])
     try:
         child = eventually(lambda: psutil.Process(worker.pid).children(), "the runner to be started")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -38,15 +39,15 @@ def world(tmp_path: Path) -> World:
 def test_each_key_signs_its_own_kinds_only(world: World) -> None:
     keyring = Keyring(world.device)
     assert keyring.verify(parse(seal(b"{}", world.ota)), "assign").service == "ota"
-    with pytest.raises(TrustError, match="signed by the key of scheduler .* may sign task only") as raised:
+    with pytest.raises(TrustError, match=r"signed by the key of scheduler .* may sign task only") as raised:
         keyring.verify(parse(seal(b"{}", world.scheduler)), "assign")
     assert raised.value.reason == "key_not_allowed"
     with pytest.raises(TrustError) as raised:
         keyring.verify(parse(seal(b"{}", Signer.generate())), "assign")
     assert raised.value.reason == "unknown_key"
-    forged = seal(b"{}", world.ota).replace(b"e30=", b"e31=")
+    forged = seal(b"[]", world.ota).replace(base64.b64encode(b"[]"), base64.b64encode(b"{}"))
     with pytest.raises(TrustError) as raised:
-        keyring.verify(parse(forged), "assign") if forged != seal(b"{}", world.ota) else None
+        keyring.verify(parse(forged), "assign")
     assert raised.value.reason == "bad_signature"
 
 
@@ -73,21 +74,22 @@ def test_a_reload_brings_what_a_refresh_wrote(world: World) -> None:
 def test_it_costs_the_agent_no_heavy_library() -> None:
     code = (
         "import sys; import edge_runtime.trust.keyring, edge_runtime.parcels;"
-        "heavy = {'tuf', 'securesystemslib', 'zstandard', 'numpy'} & set(sys.modules); sys.exit(','.join(heavy))"
+        "heavy = {'tuf', 'securesystemslib', 'zstandard', 'numpy'} & set(sys.modules); sys.exit(','.join(heavy) or 0)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
 @given(STATES, STATES, st.booleans())
 def test_whatever_is_accepted_is_nowhere_older(offered: TrustState, floor: TrustState, replaced: bool) -> None:
     try:
         check_versions(offered, floor, keys_replaced=replaced)
-    except TrustError as error:
-        assert error.reason == "rollback"
+    except TrustError:
         return
     assert offered.root >= floor.root
     if not replaced:
-        assert (offered.timestamp >= floor.timestamp) and (offered.snapshot >= floor.snapshot)
+        assert offered.timestamp >= floor.timestamp
+        assert offered.snapshot >= floor.snapshot
         assert all(offered.roles[model] >= floor.roles[model] for model in offered.roles.keys() & floor.roles.keys())
 
 

@@ -1,4 +1,4 @@
-"""A device takes over what the release and freshness keys signed, and nothing that a thief replays, forges or inflates."""
+"""A device takes over what the true keys signed, and nothing that a thief replays, forges or inflates."""
 
 from __future__ import annotations
 
@@ -188,6 +188,33 @@ def test_a_model_s_floor_never_goes_down(world: World) -> None:
     world.release("digits", "0.2.0", floor=1)
     world.take()
     assert world.look_up("models/digits/0.1.0/model.onnx")["floor"] == 3
+
+
+def test_a_model_whose_delegation_is_taken_back_is_gone(world: World) -> None:
+    world.release("digits", "0.1.0")
+    world.take()
+    targets = world.repository.targets()
+    targets.version += 1
+    assert targets.delegations is not None
+    targets.delegations.roles = {}
+    world._write(file_of("targets", targets.version), targets, "targets")
+    world.commit(targets=targets.version)
+    assert world.take()["trust"]["roles"] == {}
+    with pytest.raises(TrustError) as raised:
+        world.look_up("models/digits/0.1.0/model.onnx")
+    assert raised.value.reason == "unknown_target"
+
+
+def test_one_expired_model_does_not_keep_the_rest_from_being_renewed(world: World) -> None:
+    world.release("digits", "0.1.0")
+    later = NOW + 400 * DAY
+    targets = world.repository.targets()
+    targets.version += 1
+    targets.expires = later + DAY
+    world._write(file_of("targets", targets.version), targets, "targets")
+    world.commit(targets=targets.version, now=later)
+    assert world.take(now=later)["trust"]["roles"] == {}
+    assert Keyring(world.device).ready
 
 
 def test_a_damaged_record_is_not_made_anew(world: World) -> None:
