@@ -29,7 +29,7 @@ from edge_runtime.policy import heartbeat_interval_s
 from edge_runtime.ports import Context, LetterHandler
 from edge_runtime.readings import DeviceReadings
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.status import stamp, write_status
+from edge_runtime.status import StatusFile
 from edge_runtime.trust.keeper import Treasury, TrustKeeper
 from edge_runtime.trust.keyring import Keyring
 from edge_runtime.worker.client import Worker
@@ -139,6 +139,7 @@ class Agent:
         self._beat_now = asyncio.Event()
         self._status_now = asyncio.Event()
         self._problems: dict[str, str] = {}
+        self._status = StatusFile(folder.status)
         self._line = Line(
             Premises(
                 outbox=self._outbox,
@@ -375,8 +376,7 @@ class Agent:
         problems = [*self._problems.values(), line.postman.problem, line.mailroom.problem]
         if line.trust.error is not None:
             problems.append(str(line.trust.error))
-        write_status(
-            self._folder.status,
+        self._status.write(
             {
                 "pid": os.getpid(),
                 "fleet": identity.fleet,
@@ -403,7 +403,6 @@ class Agent:
                 "problems": [problem for problem in problems if problem],
                 "credentials_expire": identity.credentials.expires.isoformat() if identity.credentials else None,
                 "restarts": self._restarts,
-                "updated": stamp(),
             },
         )
 

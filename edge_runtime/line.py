@@ -30,7 +30,7 @@ from edge_runtime.version import AGENT
 from schemas.courier import Clock, Got, Hello, Receipt
 from schemas.depot import TrustAnnouncement
 from schemas.envelope import parse
-from schemas.errors import ContractError
+from schemas.errors import ContractError, MessageError
 from schemas.events import DownLetter, Lane, Message
 from schemas.letters import check_down, read_down, write_state
 from schemas.registry import EventReport, Gone
@@ -211,7 +211,12 @@ class Line:
 
     def _publish_hello(self) -> None:
         try:
-            self._publish_state("hello", self._hello_data())
+            hello = self._hello_data()
+            try:
+                self._publish_state("hello", hello)
+            except MessageError:
+                # Long names of models; the courier redelivers what is held, and is told again.
+                self._publish_state("hello", hello.model_copy(update={"held": []}))
         except OutboxError as error:
             log.error("outbox.failed", reason=error.reason, message=str(error))
 

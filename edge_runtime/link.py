@@ -22,7 +22,7 @@ KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 10.0
 MIN_DELAY_S = 1.0
 """The server holds back the same client id within a second of a drop."""
-MAX_DELAY_S = 30.0
+MAX_DELAY_S = 15.0
 MAX_REFUSED_DELAY_S = 300.0
 BACKLOG_BYTES = 512 * 1024
 """Bytes that may wait for the socket; beyond it only what is urgent is taken."""

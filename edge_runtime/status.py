@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,33 @@ from typing import Any
 from edge_runtime.errors import ConfigError
 
 
-def write_status(path: Path, status: dict[str, Any]) -> None:
-    """Replace the file; whole at any time, but not fsynced, since it is only news.
+REPEAT_S = 30.0
+"""How often news that has not changed is written all the same; flash wears out."""
 
-    Raises:
-        OSError: if the disk does not do its part.
-    """
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(status, default=str))
-    temporary.chmod(0o600)
-    temporary.replace(path)
+
+class StatusFile:
+    """Writes news, whole at any time but not fsynced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last: dict[str, Any] = {}
+        self._written = float("-inf")
+
+    def write(self, status: dict[str, Any]) -> None:
+        """Replace the file if there is news.
+
+        Raises:
+            OSError: if the disk does not do its part.
+        """
+        now = time.monotonic()
+        if status == self._last and now < self._written + REPEAT_S:
+            return
+        text = json.dumps(status | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}, default=str)
+        temporary = self._path.with_name(f".{self._path.name}.new")
+        temporary.write_text(text)
+        temporary.chmod(0o600)
+        temporary.replace(self._path)
+        self._last, self._written = status, now
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -63,11 +81,6 @@ def as_text(status: dict[str, Any]) -> str:
     lines.append(f"  credentials   until {status.get('credentials_expire')}")
     lines.append(f"  as of         {status.get('updated')}")
     return "\n".join(lines)
-
-
-def stamp() -> str:
-    """The time for `updated`."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _alive(pid: object) -> bool:

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.client import JetStreamContext
 from nats.js.errors import NoKeysError, NotFoundError
@@ -112,7 +111,7 @@ async def read_stream(js: JetStreamContext, stream: str, subject: str = ">") -> 
     while seen < last:
         try:
             batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
-        except NatsTimeoutError:
+        except TimeoutError:
             return  # the rest was deleted meanwhile
         for message in batch:
             seen = message.metadata.sequence.stream

@@ -17,14 +17,12 @@ from causeway.cli.common import (
     State,
     console,
     errors,
-    explained,
     print_json,
     run,
     table,
 )
 from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
 from services.kit.api.aggregator import JobRequest, JobView
-from services.kit.errors import RefusedError
 
 app = typer.Typer(no_args_is_help=True, help="Train across devices without moving their data.")
 
@@ -63,7 +61,7 @@ def start(
             fleet=fleet or platform.settings.fleet,
             dataset=dataset,
             estimator=estimator,
-            parameters=dict(map(_parameter, parameter or [])),
+            parameters=parameters,
             rounds=rounds,
             devices=device,
             min_updates=min_updates,
@@ -74,9 +72,7 @@ def start(
         await platform.create_job(request)
         return await platform.start_job(job)
 
-    with explained():
-        for text in parameter or []:
-            _parameter(text)
+    parameters = dict(map(_parameter, parameter or []))
     view = run(state, begin)
     if watch_it:
         watch(job, state, as_json=as_json)
@@ -227,7 +223,7 @@ def _number(value: float | None) -> str | None:
 def _parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise RefusedError(f"read parameter {text!r}: write it as NAME=VALUE, as lr=0.05", code="usage")
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE, as lr=0.05")
     try:
         return name, json.loads(value)
     except ValueError:

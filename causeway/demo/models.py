@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from causeway.release.publish import publish
 from causeway.release.sign import sign
 from causeway.release.stage import Draft, stage
 from edge_runtime.learning.estimator import Weights
+from edge_runtime.ota.slots import Slots
 from schemas.scheduler import Values
 from services.kit.api.aggregator import JobView
 from services.kit.artifacts import open_store
@@ -85,10 +85,11 @@ async def release(scene: Stage, files: ReleaseFiles, model: str, version: str) -
 
 def running_bytes(device: DemoDevice, model: str) -> bytes:
     """The first bytes of the model that a device runs, for the attacker to tamper with."""
-    folder = device.state / "slots" / model
-    digest = json.loads((folder / "state.json").read_text())["digest"]
-    found = next((folder / digest).glob("*.onnx"))
-    return found.read_bytes()[:65_536]
+    slots = Slots(device.state / "slots")
+    digest = slots.load(model).digest
+    if digest is None:
+        raise DemoError(f"{device.name} runs no {model}")
+    return slots.file(model, digest).read_bytes()[:65_536]
 
 
 def _files(scene: Stage, version: str, weights: Weights) -> ReleaseFiles:

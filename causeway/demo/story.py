@@ -86,7 +86,7 @@ async def place_tasks(stage: Stage) -> None:
     )
     submitted = await stage.platform.submit(request)
     done = await _until_done(stage, {task.task for task in submitted})
-    stage.report.tasks_done = sum(task.state == "done" and task.results[0].outcome == "ok" for task in done)
+    stage.report.tasks_done = sum(task.state == "done" and task.results[-1].outcome == "ok" for task in done)
     placed = Counter(result.device for task in done for result in task.results)
     stage.report.tasks_on_weak_device = placed[stage.weak.name]
     table = Table("device", "tasks", "score", "why", title="placement", title_justify="left")

@@ -16,12 +16,13 @@ MAX_LINE_BYTES = 1 << 20
 MAX_BYTES = 64 << 20
 """Then the file becomes `.1`, in place of the one before."""
 
-_CONNECTION = re.compile(rb'(mid:[0-9]+ - )"(?:[^"\\]|\\.)*"')
+# Ours are of letters, digits, '-' and '_'; nats-server quotes them, and quotes the quotes inside other names.
+_CLIENT_ID = re.compile(rb'(mid:[0-9]+ - |client ID:? |clientID=)\\*"?[A-Za-z0-9_-]+\\*"?')
 
 
 def redact(line: bytes) -> bytes:
     """The line with the number of the connection and without its client id."""
-    return _CONNECTION.sub(rb"\1(client id)", line)
+    return _CLIENT_ID.sub(rb"\1(hidden)", line)
 
 
 def bus_log(state: StateFolder) -> BinaryIO:

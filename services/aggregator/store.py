@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 from nats.js.errors import APIError, KeyWrongLastSequenceError, NoKeysError, NotFoundError
 from nats.js.kv import KeyValue
@@ -102,7 +101,7 @@ class Ledger:
             while sequence < last:
                 try:
                     batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
-                except NatsTimeoutError as error:
+                except TimeoutError as error:
                     raise UnreachableError(
                         f"read ledger of {job}: it ends at {last}, nothing came after {sequence}; is nats-server well?"
                     ) from error

@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.client import JetStreamContext
 
@@ -106,7 +105,7 @@ class Intake:
         while True:
             try:
                 batch = await subscription.fetch(BATCH, timeout=FETCH_TIMEOUT_S)
-            except NatsTimeoutError:
+            except TimeoutError:  # nats-py raises its own or the bare one
                 # A consumer that vanished also just times out: ask for it.
                 await subscription.consumer_info()
                 continue

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nats.errors import Error as NatsError
 
 from causeway.learning.export import classifier_of
 from edge_runtime.learning.vector import pack, read_weights, unpack
@@ -23,7 +24,7 @@ from services.aggregator.handlers import Aggregator
 from services.aggregator.store import JobStore, Ledger
 from services.kit.api.aggregator import JobName, JobRequest, JobView
 from services.kit.bus import connect
-from services.kit.errors import NotFoundError, RefusedError
+from services.kit.errors import NotFoundError, PlatformError, RefusedError
 from services.kit.streams import ensure_owned
 from tests.support.learning_world import JOB, World, until
 from tests.support.platform import LivePlatform
@@ -113,6 +114,38 @@ async def test_kill_9_at_any_time_loses_and_repeats_nothing(world: World) -> Non
 
     assert (await until(last_read, "the letter behind every repetition to be read"))[:-1] == entries
     assert not [entry for entry in entries if entry.entry == "refused"]
+
+
+async def test_a_restart_of_the_bus_in_the_middle_of_a_round_is_lived_through(world: World) -> None:
+    await world.add_devices(2)
+    world.live.start_service("aggregator")
+    await world.begin(rounds=2)
+
+    async def invited() -> list[Any]:
+        found = await world.invitations()
+        return found if len(found) == 2 else []
+
+    first, _ = await until(invited, "the letters")
+    await world.answer(first)
+
+    async def received() -> bool:
+        return bool((await world.show()).received)
+
+    await until(received, "the first update to count")
+    world.live.kill("nats-server")
+    world.live.start_bus()
+
+    async def back() -> bool:
+        try:
+            await world.fleet.mailbox("round")
+            return bool((await world.show()).received)
+        except (NatsError, PlatformError):
+            return False
+
+    await until(back, "everyone to be connected again")
+    view = await world.answer_all_until_done()
+    assert [past.updates for past in view.history] == [2, 2]
+    assert set(effects(await world.ledger()).values()) == {1}
 
 
 async def test_bad_updates_are_refused_with_a_reason_and_the_round_goes_on(world: World) -> None:

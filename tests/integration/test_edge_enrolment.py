@@ -12,9 +12,10 @@ import pytest
 
 from edge_runtime.enrol import choose_identity
 from edge_runtime.errors import EnrolError
-from edge_runtime.identity import Identity, load_identity
+from edge_runtime.identity import Identity, load_identity, save_identity
 from schemas.registry import Token
-from tests.support.edge import EdgeProcess, show
+from services.kit.api.registry import DeviceRequest
+from tests.support.edge import EdgeProcess, ask, show
 from tests.support.platform import LivePlatform, eventually
 
 
@@ -214,3 +215,29 @@ def test_the_same_token_again_keeps_everything() -> None:
     fresh = _token().model_copy(update={"token": "01J00000000000000000000002"})
     renewed = choose_identity(present, fresh, again=False)
     assert (renewed.letter_seed, renewed.enrol_id) == (present.letter_seed, None)
+
+
+def test_credentials_are_renewed_at_half_life(world, device) -> None:
+    device.fetch_token(world)
+    assert device.enrol().returncode == 0
+    before = identity_of(device)
+    assert before.credentials is not None
+    aged = before.credentials.model_copy(update={"received": datetime.now(UTC) - timedelta(days=300)})
+    save_identity(device.folder / "state" / "identity.json", before.model_copy(update={"credentials": aged}))
+    device.start()
+    eventually(lambda: identity_of(device).credentials.jwt != before.credentials.jwt, "renewed credentials")
+    assert identity_of(device).letter_seed == before.letter_seed
+    eventually(lambda: device.log().count('"event": "line.answered"') == 2, "a connection with the new credentials")
+
+
+def test_a_revoked_device_says_so_and_goes_on_trying(world, device) -> None:
+    device.fetch_token(world)
+    assert device.enrol().returncode == 0
+    device.start()
+    eventually(lambda: device.status().get("connected"), "the agent to connect")
+    ask(world, "registry", "revoke", DeviceRequest(fleet=device.address.fleet, device=device.address.device))
+    eventually(lambda: "refused this device's credentials" in str(device.status().get("problem")), "its problem")
+    assert device.process.poll() is None
+    text = device.call("status").stdout
+    assert "not connected" in text
+    assert "causeway-edge enrol --again TOKEN" in text

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.link import Endpoint
+from edge_runtime.lock import exclusive
+from edge_runtime.status import StatusFile, as_text, read_status
+
+
+def test_an_address_is_read() -> None:
+    assert Endpoint.parse("mqtts://bus.example:9", None, "x") == Endpoint("bus.example", 9, True, None, "x")
+    assert Endpoint.parse("mqtts://bus.example", None, None).port == 8883
+    assert not Endpoint.parse("mqtt://127.0.0.1:1883", None, None).tls
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://bus.example", "expected mqtts"),
+        ("mqtts://", "expected mqtts"),
+        ("mqtts://bus.example:port", "Port could not be cast"),
+        ("mqtt://bus.example:1883", "plain MQTT is for 127.0.0.1 only"),
+    ],
+)
+def test_a_wrong_address_says_what_is_wrong(url, why) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Endpoint.parse(url, None, None)
+
+
+def test_the_agent_imports_nothing_heavy() -> None:
+    code = "import sys, edge_runtime.cli, edge_runtime.agent, edge_runtime.handlers as h, importlib\n"
+    code += "[importlib.import_module(p.split(':')[0]) for p in h.PARTS]\n"
+    code += "print([m for m in ('numpy', 'onnxruntime', 'tuf', 'securesystemslib', 'sklearn', 'zstandard', 'torch', "
+    code += "'typer', 'rich', 'structlog') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_folder_has_one_agent(tmp_path) -> None:
+    path = tmp_path / "state" / "agent.lock"
+    with exclusive(path), pytest.raises(ConfigError, match=f"process {os.getpid()}"), exclusive(path):
+        pass
+    with exclusive(path):
+        pass
+
+
+def test_status_is_written_on_news_and_told_to_people(tmp_path) -> None:
+    path = tmp_path / "status.json"
+    with pytest.raises(ConfigError, match="causeway-edge run"):
+        read_status(path)
+    file = StatusFile(path)
+    news = {"pid": os.getpid(), "fleet": "a", "device": "b", "connected": False, "problem": "no answer"}
+    file.write(news)
+    path.write_text(json.dumps({"kept": True}))
+    file.write(dict(news))
+    assert json.loads(path.read_text()) == {"kept": True}
+    file.write(news | {"problems": ["the disk is full"]})
+    status = read_status(path)
+    assert status["running"]
+    text = as_text(status)
+    assert "a/b: not connected (no answer)" in text
+    assert "the disk is full" in text
+    path.write_text("{")
+    with pytest.raises(ConfigError):
+        read_status(path)
