@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -304,8 +305,10 @@ class Agent:
 
     def _renew(self) -> None:
         credentials, now = self._identity.credentials, self._clock.now()
-        if credentials is None or now < credentials.renew_at() or self._outbox.waiting("enrol"):
+        if credentials is None or now < credentials.renew_at():
             return
+        if any("token" not in json.loads(data) for _, data in self._outbox.waiting("enrol")):
+            return  # asked, and still on its way
         last = float(self._inbox.fact("renewal_asked") or 0)
         if abs(now.timestamp() - last) < RENEW_AGAIN_S:
             return

@@ -11,7 +11,6 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError
 
-
 REPEAT_S = 30.0
 """How often news that has not changed is written all the same; flash wears out."""
 

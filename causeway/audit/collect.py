@@ -89,7 +89,9 @@ async def read_effects(bus: Bus) -> list[Effect]:
 
 async def read_events(bus: Bus, address: Address) -> list[EventReport]:
     """What a device reported, from its own signed envelopes in IN; each signature is checked here again."""
-    record = DeviceRecord.model_validate_json((await (await bus.bucket("devices")).get(device_key(address))).value or b"")
+    record = DeviceRecord.model_validate_json(
+        (await (await bus.bucket("devices")).get(device_key(address))).value or b""
+    )
     verifier = Verifier.from_base64(record.public_key)
     found = []
     async for _, raw in read_stream(bus.js, "IN", in_subject("event", address)):

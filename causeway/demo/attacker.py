@@ -1,4 +1,4 @@
-"""The attacker of the demo: holds a device's credential, the courier's, the depot's and the scheduler's key, all real."""
+"""The attacker of the demo: holds a device's credential and the courier's, depot's and scheduler's keys, all real."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 from ulid import ULID
 
 from causeway.demo.checks import DemoError
@@ -38,7 +39,7 @@ class Eavesdropper:
 
     def start(self, settings: Settings, state: StateFolder) -> None:
         """Connect and subscribe in the background."""
-        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=f"spy-{ULID()}")
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=f"spy-{ULID()}")
         client.username_pw_set("spy", self.jwt)
         url = urlsplit(settings.bus.mqtt_url)
         if url.scheme == "mqtts":
@@ -71,7 +72,7 @@ class Eavesdropper:
     def _keep(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
         del client, userdata
         if parse_mqtt(message.topic).kind == "assign":
-            self.assignments.append(message.payload)
+            self.assignments.append(bytes(message.payload))
 
 
 async def send_tampered_piece(state: StateFolder, settings: Settings, victim: Address, data: bytes) -> None:

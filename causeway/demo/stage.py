@@ -85,7 +85,7 @@ class Stage:
         except UnreachableError:
             return None
 
-    async def until(self, probe: Callable[[], Awaitable[T]], what: str, timeout_s: float) -> T:
+    async def until(self, probe: Callable[[], Awaitable[T | None]], what: str, timeout_s: float) -> T:
         """Repeat `probe` until it returns something true.
 
         Raises:

@@ -247,7 +247,7 @@ async def _until_done(stage: Stage, tasks: set[str]) -> list[TaskView]:
 
 
 async def _roll_out(stage: Stage, version: str, waves: list[float], expect: int) -> RolloutView:
-    view = await stage.platform.create_rollout(
+    view = created = await stage.platform.create_rollout(
         CreateRequest(
             model=MODEL,
             version=version,
@@ -259,7 +259,7 @@ async def _roll_out(stage: Stage, version: str, waves: list[float], expect: int)
         )
     )
     wave = -1
-    async for view in stage.platform.watch_rollout(view.rollout):
+    async for view in stage.platform.watch_rollout(created.rollout):
         if view.wave != wave:
             names = ", ".join(device.device for device in view.devices if device.wave == view.wave)
             stage.say(f"  wave {view.wave + 1} of {view.waves}: {names}")

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 BATCH = 64
 FETCH_TIMEOUT_S = 2.0
-ACK_WAIT_S = 30.0
+ACK_WAIT_S = 10.0
 RETRY_S = 1.0
 KEY_WAIT_S = 5.0
 """How long a letter may wait for its sender's record, which another bucket brings."""
