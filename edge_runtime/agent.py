@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from inspect import isawaitable
@@ -33,10 +32,11 @@ from edge_runtime.settings import EdgeSettings
 from edge_runtime.status import StatusFile
 from edge_runtime.trust.keeper import Treasury, TrustKeeper
 from edge_runtime.trust.keyring import Keyring
+from edge_runtime.vitals import MAX_MODELS, Vitals
 from edge_runtime.worker.client import Worker
 from schemas.errors import MessageError
 from schemas.events import DownLetter, Lane, Message
-from schemas.registry import EventReport, Heartbeat, OutboxState, ServedModel, Twin
+from schemas.registry import EventReport, Heartbeat, Twin
 
 log = Log(__name__)
 
@@ -45,8 +45,6 @@ STATUS_S = 2.0
 RENEWAL_CHECK_S = 60.0
 RENEW_AGAIN_S = 3_600.0
 PIECE_REPORTS_PER_MINUTE = 10
-MAX_MODELS = 16
-MAX_MARKS = 32
 _MAX_LINE = 512
 
 
@@ -171,6 +169,17 @@ class Agent:
         self._parts = self._make_handlers(self._context())
         self._dispatcher.register(self._parts)
         self._dispatcher.register([HouseholdHandler(self._household())])
+        self._vitals = Vitals(
+            line=self._line,
+            outbox=self._outbox,
+            keyring=self._keyring,
+            clock=self._clock,
+            readings=self._readings,
+            parts=self._parts,
+            identity=lambda: self._identity,
+            url=lambda: self._settings.url or self._identity.url,
+            restarts=self._restarts,
+        )
 
     async def _live(self) -> None:
         for part in self._parts:
@@ -229,7 +238,7 @@ class Agent:
         while True:
             await _pause(heartbeat_interval_s(self._settings.heartbeat_s, self._twin), self._beat_now)
             try:
-                self._send_heartbeat(self._heartbeat())
+                self._send_heartbeat(self._vitals.heartbeat())
                 self._problems.pop("heartbeat", None)
             except (EdgeError, MessageError) as error:
                 self._problems["heartbeat"] = str(error)
@@ -243,22 +252,6 @@ class Agent:
             self._line.send_state(
                 "heartbeat", heartbeat.model_copy(update={"samples": {}, "models": heartbeat.models[:4]})
             )
-
-    def _heartbeat(self) -> Heartbeat:
-        reading, summary = self._readings.heartbeat(), self._outbox.summary()
-        return reading.model_copy(
-            update={
-                "session": self._line.session,
-                "network": reading.network.model_copy(update={"rtt_ms": self._line.rtt_ms}),
-                "models": self._served(),
-                "tasks": self._marks(),
-                "outbox": OutboxState(
-                    letters=summary.waiting.letters, bytes=summary.waiting.bytes, dropped=summary.dropped
-                ),
-                "trust_age_s": self._keyring.age_s(self._clock.now()),
-                "restarts": self._restarts,
-            }
-        )
 
     def _answered(self) -> None:
         self._parcels.connected()
@@ -360,54 +353,8 @@ class Agent:
             return []
         return sorted(path.name for path in self._folder.slots.iterdir() if path.is_dir())[:MAX_MODELS]
 
-    def _served(self) -> list[ServedModel]:
-        served: list[ServedModel] = []
-        for part in self._parts:
-            if hasattr(part, "served"):
-                served += part.served()
-        return served[:MAX_MODELS]
-
-    def _marks(self) -> list[str]:
-        marks: list[str] = []
-        for part in self._parts:
-            if hasattr(part, "marks"):
-                marks += part.marks()
-        return marks[:MAX_MARKS]
-
     def _write_status(self) -> None:
-        line, identity, summary = self._line, self._identity, self._outbox.summary()
-        problems = [*self._problems.values(), line.postman.problem, line.mailroom.problem]
-        if line.trust.error is not None:
-            problems.append(str(line.trust.error))
-        self._status.write(
-            {
-                "pid": os.getpid(),
-                "fleet": identity.fleet,
-                "device": identity.device,
-                "platform": identity.platform,
-                "url": self._settings.url or identity.url,
-                "connected": line.answered,
-                "problem": None if line.answered else line.link.problem or "waiting for the courier's answer to hello",
-                "session": line.session,
-                "epoch": self._outbox.epoch,
-                "lanes": {lane: {"issued": i, "mark": m} for lane, (i, m) in self._outbox.lanes().items()},
-                "outbox": {
-                    "waiting": summary.waiting.letters,
-                    "waiting_bytes": summary.waiting.bytes,
-                    "kept": summary.kept.letters,
-                    "dropped": summary.dropped,
-                    "refused": summary.refused,
-                },
-                "trust": self._keyring.state().model_dump(),
-                "models": [model.model_dump(exclude_none=True) for model in self._served()],
-                "tasks": self._marks(),
-                "refusals": line.mailroom.refusals,
-                "refusals_unreported": line.mailroom.unreported,
-                "problems": [problem for problem in problems if problem],
-                "credentials_expire": identity.credentials.expires.isoformat() if identity.credentials else None,
-                "restarts": self._restarts,
-            },
-        )
+        self._status.write(self._vitals.status(self._problems))
 
 
 async def _pause(interval_s: float, now: asyncio.Event | None) -> None:

@@ -17,7 +17,7 @@ MAX_BYTES = 64 << 20
 """Then the file becomes `.1`, in place of the one before."""
 
 # Ours are of letters, digits, '-' and '_'; nats-server quotes them, and quotes the quotes inside other names.
-_CLIENT_ID = re.compile(rb'(mid:[0-9]+ - |client ID:? |clientID=)\\*"?[A-Za-z0-9_-]+\\*"?')
+_CLIENT_ID = re.compile(rb'((?:mid:[0-9]+ - |client ID:? )\\*"|clientID=)[A-Za-z0-9_-]+')
 
 
 def redact(line: bytes) -> bytes:

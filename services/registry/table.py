@@ -6,6 +6,7 @@ each device, which is parsed again when somebody asks for it.
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -69,7 +70,8 @@ class Absorbed:
     heartbeats: int = 0
     unknown: int = 0
     """Words of devices that are not enrolled."""
-    bad: int = 0
+    bad: Tally[tuple[str, str]] = field(default_factory=Tally)
+    """How many words did not fit, by kind and reason."""
     shown: list[Bad] = field(default_factory=list)
 
 
@@ -300,7 +302,7 @@ def read_heartbeat(payload: bytes) -> Heartbeat:
 
 
 def _refuse(result: Absorbed, bad: Bad) -> None:
-    result.bad += 1
+    result.bad[bad.kind, bad.reason] += 1
     if len(result.shown) < MAX_BAD:
         result.shown.append(bad)
 

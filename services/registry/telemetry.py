@@ -115,14 +115,15 @@ class Telemetry:
         return batch[-1][2]
 
     async def _refuse(self, result: Absorbed) -> None:
-        HEARTBEATS.labels("bad").inc(result.bad)
-        UNKEPT.inc(result.bad - len(result.shown))
+        HEARTBEATS.labels("bad").inc(result.bad.total())
+        unkept = result.bad.copy()
         for bad in result.shown:
             if self._allowance.take(time.monotonic()):
                 await self._keep(bad)
-            else:
-                UNKEPT.inc()
-                REJECTED.labels("registry", bad.kind, bad.reason).inc()
+                unkept[bad.kind, bad.reason] -= 1
+        UNKEPT.inc(unkept.total())
+        for (kind, reason), count in unkept.items():
+            REJECTED.labels("registry", kind, reason).inc(count)
 
     async def _keep(self, bad: Bad) -> None:
         await self._rejects.keep(

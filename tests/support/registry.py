@@ -107,11 +107,12 @@ class World:
         )
         return Token.model_validate(answer)
 
-    async def ask(self, verb: str, request: Any) -> Any:
-        return await rpc.call(await self.bus("operator"), "registry", verb, request)
+    async def ask(self, verb: str, request: Any, timeout_s: float = 10.0) -> Any:
+        return await rpc.call(await self.bus("operator"), "registry", verb, request, timeout_s=timeout_s)
 
-    async def show(self, thing: Thing) -> Any:
-        return await self.ask("show", DeviceRequest(fleet=thing.address.fleet, device=thing.address.device))
+    async def show(self, thing: Thing, timeout_s: float = 10.0) -> Any:
+        request = DeviceRequest(fleet=thing.address.fleet, device=thing.address.device)
+        return await self.ask("show", request, timeout_s)
 
     async def put_in(self, thing: Thing, kind: str, letter: bytes) -> None:
         """Store a letter in IN, as the courier does once it has verified it."""

@@ -55,7 +55,7 @@ def knowing(*addresses: Address, online: bool = False, now: float = 0.0) -> Tabl
 def test_a_heartbeat_fills_its_row_and_what_is_absent_stays_absent() -> None:
     table = knowing()
     result = table.absorb([beat(load=0.5, battery_percent=0.0, outbox=OutboxState(letters=3, bytes=9, dropped=1))])
-    assert (result.heartbeats, result.unknown, result.bad) == (1, 0, 0)
+    assert (result.heartbeats, result.unknown, result.bad.total()) == (1, 0, 0)
     sight = table.sight(CAM)
     assert (sight.online, sight.last_seen) == (True, 100.0)
     assert read_heartbeat(sight.heartbeat or b"").load == 0.5
@@ -98,10 +98,10 @@ def test_what_does_not_fit_is_named_and_changes_nothing() -> None:
         "malformed",
         "malformed",
     ]
-    assert result.bad == len(bad)
+    assert result.bad.total() == len(bad)
     assert not table.sight(CAM).online
     flood = table.absorb([(subject, b"x", 1.0)] * 500)
-    assert (flood.bad, len(flood.shown)) == (500, MAX_BAD)
+    assert (flood.bad, len(flood.shown)) == ({("heartbeat", "malformed"): 500}, MAX_BAD)
 
 
 def test_any_word_means_online_and_silence_means_offline() -> None:
