@@ -342,6 +342,7 @@ class Agent:
             heavy_jobs=self._heavy_jobs,
             parcels=self._parcels,
             readings=self._readings,
+            wishes=lambda: self._twin,
         )
 
     def _endpoint(self) -> Endpoint:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from edge_runtime.folder import EdgeFolder
-from edge_runtime.settings import EdgeSettings
+from edge_runtime.policy import tightened
+from edge_runtime.settings import EdgeSettings, OwnerLimits
 from schemas.aggregator import Artifact
 from schemas.events import DownLetter, Lane, Message
 from schemas.ids import Address
-from schemas.registry import Capabilities, Heartbeat
+from schemas.registry import Capabilities, Heartbeat, Twin
 
 
 class Clock(Protocol):
@@ -93,13 +95,21 @@ class Context:
     """Long jobs: tasks and training."""
     parcels: Parcels
     readings: Readings
+    wishes: Callable[[], Twin | None] = lambda: None
+    """The platform's newest, if it has any."""
+
+    @property
+    def limits(self) -> OwnerLimits:
+        """What holds now: the owner's limits, which the platform's wishes may only tighten."""
+        return tightened(self.settings.limits, self.wishes())
 
 
 class LetterHandler(Protocol):
     """Acts on letters of some kinds. `agent.py` calls it once the letter is verified and on disk.
 
-    `handle` may run again for the same letter after a crash and must then have the same effect once. Different slots run
-    at the same time, one slot in order. An exception is logged and reported as an event; the letter counts as handled.
+    `handle` may run again for the same letter after a crash and must then have the same effect once. Different slots
+    run at the same time, one slot in order. An exception is logged and reported as an event; the letter counts as
+    handled.
     """
 
     kinds: frozenset[str]

@@ -10,6 +10,9 @@ from schemas.events import Message
 from schemas.ids import Base64, Count, Digest, EntryPoint, Identifier, Line, Word
 from schemas.scheduler import Values
 
+MAX_INLINE_BYTES = 34_816
+"""Of a vector; base64 in the letter and again in its envelope, it stays below the 64 KiB of a letter."""
+
 
 class Artifact(Message):
     """Bytes named by digest, and how to fetch them."""
@@ -54,7 +57,7 @@ class Update(Message):
     """Of the vector's bytes: all tensors in byte order of their names, C order, float32 little-endian."""
     length: Count = 0
     vector: Base64 | None = None
-    """The vector itself, up to 36,864 bytes."""
+    """The vector itself, up to `MAX_INLINE_BYTES` before base64."""
     metrics: Annotated[dict[Identifier, Annotated[float, Field(ge=-1e12, le=1e12)]], Field(max_length=32)] = {}
 
 

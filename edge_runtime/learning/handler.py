@@ -13,11 +13,9 @@ from edge_runtime.learning.answers import Answer, Answers
 from edge_runtime.learning.policy import refuse
 from edge_runtime.logs import Log
 from edge_runtime.ports import Context
-from schemas.aggregator import Progress, Round, Update
+from schemas.aggregator import MAX_INLINE_BYTES, Progress, Round, Update
 from schemas.events import DownLetter
 
-MAX_INLINE_BYTES = 36_864
-"""An update's vector travels inside its letter."""
 FETCH_RETRY_S = 1.0
 _MAX_LINE = 512
 
@@ -67,7 +65,9 @@ class LearningHandler:
 
     async def _answer(self, invitation: Round) -> Update:
         context = self._context
-        refusal = refuse(invitation, context.settings, context.readings.heartbeat(), context.clock.now())
+        refusal = refuse(
+            invitation, context.settings, context.limits, context.readings.heartbeat(), context.clock.now()
+        )
         if refusal is not None:
             return _without(invitation, "refused", refusal.reason, refusal.message)
         try:

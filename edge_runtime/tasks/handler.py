@@ -108,7 +108,7 @@ class TaskHandler:
                 allowed=False, reason="no_runner", message=f"runner {task.runner} is not installed on this device"
             )
         reading = context.readings.heartbeat()
-        allowance = may_work(context.settings.limits, reading, training=False)
+        allowance = may_work(context.limits, reading, training=False)
         if not allowance.allowed:
             return allowance
         if reading.ram_free_mb is not None and reading.ram_free_mb < task.limits.ram_mb:
@@ -127,7 +127,7 @@ class TaskHandler:
             "cpu_s": task.limits.cpu_s,
             "ram_mb": task.limits.ram_mb,
             "wall_s": wall_s,
-            "max_cpu_percent": context.settings.limits.max_cpu_percent,
+            "max_cpu_percent": context.limits.max_cpu_percent,
             "datasets": {name: str(path) for name, path in context.settings.datasets.items()},
             "slots": str(context.folder.slots),
         }

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from edge_runtime.learning.catalogue import TrainingError, build_estimator
 from edge_runtime.learning.vector import count, shapes_of
-from schemas.aggregator import Artifact, Update
+from schemas.aggregator import MAX_INLINE_BYTES, Artifact, Update
 from schemas.errors import MessageError
 from services.aggregator import metrics
 from services.aggregator.fold import JobFold
@@ -32,8 +32,6 @@ from services.kit.service import Service, utc_now
 
 log = structlog.get_logger()
 
-MAX_VECTOR_BYTES = 36_864
-"""An update travels inside its letter."""
 TICK_S = 0.25
 RETRY_S = 1.0
 
@@ -141,10 +139,10 @@ class Aggregator:
         except TrainingError as error:
             raise RefusedError(f"create job {request.job}: {error}") from error
         length = count(shapes_of(estimator.get_weights())) * WIRE_BYTES
-        if length > MAX_VECTOR_BYTES:
+        if length > MAX_INLINE_BYTES:
             raise RefusedError(
                 f"create job {request.job}: an update of this model has {length} bytes, a letter carries "
-                f"{MAX_VECTOR_BYTES}; choose a smaller model"
+                f"{MAX_INLINE_BYTES}; choose a smaller model"
             )
         record = record_of(JobFold(request))
         self._runners[request.job] = self._runner(record, await self._store.create(record))

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+from nats.errors import Error as NatsError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
@@ -14,6 +16,8 @@ from services.kit.bus import Bus
 from services.kit.devices import DeviceBook, DeviceRecord, device_key
 from services.kit.errors import PlatformError
 from services.registry.tokens import TokenRecord
+
+log = structlog.get_logger()
 
 
 class ConflictError(PlatformError):
@@ -40,6 +44,7 @@ class Devices:
         self._listeners: list[Callable[[DeviceRecord], None]] = []
         self._kv: KeyValue | None = None
         self._following: asyncio.Task[None] | None = None
+        self._watcher: KeyValue.KeyWatcher | None = None
 
     def get(self, address: Address) -> Stored | None:
         """The newest record that is known here."""
@@ -72,6 +77,12 @@ class Devices:
         """Stop following."""
         if self._following is not None:
             self._following.cancel()
+        if self._watcher is not None:
+            try:
+                await self._watcher.stop()  # type: ignore[no-untyped-call]
+            except NatsError as error:
+                log.debug("devices.watcher_left", error=repr(error))
+            self._watcher = None
 
     async def write(self, record: DeviceRecord, last: int) -> Stored:
         """Store a record if the present one still has revision `last` (0: there is none).
@@ -96,8 +107,10 @@ class Devices:
         self._kv = await bus.bucket("devices")
         state = (await bus.js.stream_info("KV_devices")).state
         loaded = asyncio.Event()
-        watcher = await self._kv.watch(">")
-        self._following = asyncio.create_task(self._pump(watcher, loaded, state.last_seq if state.messages else 0))
+        self._watcher = await self._kv.watch(">")
+        self._following = asyncio.create_task(
+            self._pump(self._watcher, loaded, state.last_seq if state.messages else 0)
+        )
         await loaded.wait()
         self.book.ready.set()
 

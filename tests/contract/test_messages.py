@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re._parser as sre_parser  # the only way to ask how long a match can be
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from ulid import ULID
 
 from schemas import asyncapi
+from schemas.aggregator import MAX_INLINE_BYTES, Update
 from schemas.depot import TrustAnnouncement, TrustPack, Want, read_piece, read_recipe, write_piece, write_recipe
-from schemas.envelope import Signer, parse
+from schemas.envelope import MAX_LETTER_BYTES, Signer, parse
 from schemas.errors import MessageError
 from schemas.events import DownLetter, Event, Message, UpLetter
 from schemas.ids import Address
@@ -97,6 +99,22 @@ def up(data: Message, kind: str = "event", **changes: Any) -> bytes:
 
 
 REPORT = EventReport(name="door.open", message="The door is open.")
+
+
+def test_the_largest_inline_update_fits_into_a_letter() -> None:
+    vector = base64.b64encode(bytes(MAX_INLINE_BYTES)).decode()
+    update = Update(
+        job="j" * 63,
+        round=10**6,
+        attempt=10**4,
+        base="0" * 64,
+        samples=2**53,
+        sha256="0" * 64,
+        length=MAX_INLINE_BYTES,
+        vector=vector,
+        metrics={f"{n:063}": -1.2345678901234567e11 for n in range(2)},
+    )
+    assert len(up(update, "update")) <= MAX_LETTER_BYTES
 
 
 def test_a_letter_up_survives() -> None:

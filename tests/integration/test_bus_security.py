@@ -146,7 +146,7 @@ async def test_a_last_will_speaks_for_its_own_device_only(live: LivePlatform) ->
         own.vanish()
         await ears.wait("cw.1.home.cam-1.state.gone")
         assert "cw.1.home.cam-2.state.gone" not in ears.subjects()
-        forged.client.loop_stop()
+        forged.vanish()
 
 
 async def test_a_session_is_taken_over_only_with_its_client_id(live: LivePlatform) -> None:

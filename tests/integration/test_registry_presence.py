@@ -120,7 +120,7 @@ async def test_presence_outlives_the_registry_and_the_bus(live: LivePlatform) ->
         # TELEMETRY is in memory: gone with the server, and made again.
         live.kill("nats-server")
         live.start_bus()
-        talker.link.client.loop_stop()
+        talker.link.vanish()
         again = Talker(live, thing, welcome)
 
         async def newest() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import queue
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -244,11 +245,16 @@ class Link:
 
     def close(self) -> None:
         self.client.disconnect()
-        self.client.loop_stop()
+        self._end()
 
     def vanish(self) -> None:
         """End without a word, so that the server speaks the last will."""
-        socket = self.client.socket()
-        assert socket is not None
+        connection = self.client.socket()
+        if connection is not None:
+            connection.shutdown(socket.SHUT_RDWR)
+        self._end()
+
+    def _end(self) -> None:
         self.client.loop_stop()
-        socket.close()
+        # paho leaves closing its wake-up sockets to the garbage collector, which may come too late.
+        self.client._reset_sockets()

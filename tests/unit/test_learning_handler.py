@@ -173,7 +173,7 @@ async def test_the_next_attempt_at_a_round_is_answered_with_the_same_vector(devi
 @pytest.mark.parametrize(
     ("limits", "reading", "changes", "reason"),
     [
-        ({"training": False}, {}, {}, "training_off"),
+        ({"training": False}, {}, {}, "owner_limits"),
         ({}, {"battery_percent": 10.0}, {}, "battery"),
         ({}, {"battery_percent": 10.0, "charging": True, "discharging": True}, {}, "battery"),
         ({"max_temp_c": 40}, {"temp_c": 41.0}, {}, "heat"),
