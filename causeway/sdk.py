@@ -13,9 +13,10 @@ from services.kit import rpc
 from services.kit.api.aggregator import JobName, JobRequest, JobView
 from services.kit.api.depot import ReleaseRequest, ReleaseView
 from services.kit.api.ota import CreateRequest, RolloutRequest, RolloutView
-from services.kit.api.registry import DeviceRequest, DeviceView, ListRequest, TokenRequest
+from services.kit.api.registry import DeviceRequest, DeviceView, TokenRequest
 from services.kit.api.scheduler import SubmitRequest, TaskListRequest, TaskRequest, TaskView
 from services.kit.bus import Bus, connect
+from services.kit.fleet import list_devices
 from services.kit.folder import StateFolder, default_root
 from services.kit.permissions import OPERATOR
 from services.kit.settings import Settings, load_settings
@@ -66,8 +67,7 @@ class Orchestrator:
 
     async def devices(self, fleet: str | None = None) -> list[DeviceView]:
         """Every device, with its last heartbeat."""
-        answer = await rpc.call(self.bus, "registry", "list", ListRequest(fleet=fleet))
-        return [DeviceView.model_validate(item) for item in answer]
+        return await list_devices(self.bus, fleet)
 
     async def device(self, fleet: str, device: str) -> DeviceView:
         """One device."""

@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +84,8 @@ def print_json(value: BaseModel | Sequence[BaseModel] | object) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; an absent value is a dash."""
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    shown = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.show_edge = False
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:

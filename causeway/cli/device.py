@@ -74,7 +74,7 @@ def list_devices(fleet: Fleet = None, state: State = DEFAULT_STATE, as_json: Jso
         "temp",
         "load",
         "models",
-        "waiting letters",
+        "waiting",
     )
     table(f"{len(devices)} devices", columns, [_row(device) for device in devices])
 
@@ -144,7 +144,7 @@ def _row(view: DeviceView) -> tuple[object, ...]:
             view.fleet,
             view.device,
             view.standing,
-            view.online,
+            "yes" if view.online else "no",
             _moment(view.last_seen),
             None,
             None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +17,6 @@ from causeway.platform.supervisor import Supervisor, exclusive
 from services.kit import logs
 from services.kit.folder import StateFolder
 from services.kit.settings import StoreSettings
-
-MIN_PYTHON = (3, 11)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -147,11 +144,6 @@ def demo(
 
 def main() -> None:
     """Console script."""
-    if sys.version_info < MIN_PYTHON:
-        found = ".".join(map(str, sys.version_info[:3]))
-        sys.exit(
-            f"causeway: Python {found} is too old: it needs 3.11 or newer; on Debian 12 and Ubuntu 24.04 python3 is"
-        )
     logs.configure("causeway", "ERROR")
     app()
 

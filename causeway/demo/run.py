@@ -191,11 +191,14 @@ def _summary(report: DemoReport, console: Console) -> None:
 async def _stay(stage: Stage) -> None:
     state, http = stage.state, stage.settings.http
     stage.console.print(
-        f"the platform stays up. In another terminal: export CAUSEWAY_STATE={state.root}\n"
+        "the platform stays up. In another terminal:\n"
+        f"  export CAUSEWAY_STATE={state.root} PATH={Path(sys.executable).parent}:$PATH\n"
         "  causeway device list; causeway rollout list; causeway task list; causeway train list\n"
         f"  curl http://{http.host}:{http.gateway_port}/api/devices\n"
         f"  devices' logs: {stage.root / 'devices'}/*/agent.log\n"
-        "Ctrl-C ends it."
+        "Ctrl-C ends it.",
+        soft_wrap=True,
+        highlight=False,
     )
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)

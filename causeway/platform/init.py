@@ -84,7 +84,7 @@ def init_platform(state: StateFolder, options: InitOptions) -> Settings:
             health_ports={service: ports.free() for service in SERVICES},
         ),
     )
-    for folder in (state.root, state.logs, state.run, state.nats_data, state.artifacts):
+    for folder in (state.root, state.root / "keys", state.logs, state.run, state.nats_data, state.artifacts):
         make_private(folder)
     write_authority(state, options.host)
     _write_bus(state, settings)

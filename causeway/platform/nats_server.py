@@ -15,8 +15,10 @@ server_name: causeway
 listen: "{host}:{nats_port}"
 # 5 MB to a device at 200 kB/s is cut by the default of 10 s.
 write_deadline: "60s"
-max_pending: 4MB
-# A larger publish closes the connection; every program refuses it before.
+# A service that pulls 256 letters of 64 KiB has 16 MB under way, and whoever exceeds this is cut off.
+max_pending: 64MB
+# A larger publish closes the connection; every program refuses it before. Over MQTT only newer servers enforce it
+# (their issue 7439), so the streams that devices write to have a bound of their own.
 max_payload: 1MB
 # The JWT of a service names each of its subjects and is part of its first line.
 max_control_line: 64KB

@@ -10,10 +10,11 @@ from pydantic import BaseModel, TypeAdapter
 from services.kit import rpc
 from services.kit.api.aggregator import JobView
 from services.kit.api.ota import RolloutView
-from services.kit.api.registry import DeviceRequest, DeviceView, ListRequest
+from services.kit.api.registry import DeviceRequest, DeviceView
 from services.kit.api.scheduler import TaskListRequest, TaskView
 from services.kit.bus import Bus
 from services.kit.errors import PlatformError, UnreachableError
+from services.kit.fleet import list_devices
 
 ASK_TIMEOUT_S = 5.0
 PROBE_TIMEOUT_S = 1.0
@@ -37,7 +38,8 @@ class Platform:
 
     async def devices(self, fleet: str | None = None) -> list[DeviceView]:
         """Devices with their last heartbeat."""
-        return await self._list("registry", DeviceView, ListRequest(fleet=fleet))
+        self._require_bus("registry", "list")
+        return await list_devices(self._bus, fleet, timeout_s=ASK_TIMEOUT_S)
 
     async def device(self, fleet: str, device: str) -> DeviceView:
         """One device."""
@@ -45,7 +47,7 @@ class Platform:
         return DeviceView.model_validate(answer)
 
     async def rollouts(self) -> list[RolloutView]:
-        """Rollouts with the state of each device."""
+        """Rollouts with their devices by state."""
         return await self._list("ota", RolloutView)
 
     async def tasks(self, fleet: str | None, limit: int) -> list[TaskView]:
@@ -65,9 +67,12 @@ class Platform:
         return TypeAdapter(list[model]).validate_python(await self._ask(service, "list", request))  # type: ignore[valid-type]
 
     async def _ask(self, service: str, verb: str, request: BaseModel | None = None) -> object:
+        self._require_bus(service, verb)
+        return await rpc.call(self._bus, service, verb, request, timeout_s=ASK_TIMEOUT_S)
+
+    def _require_bus(self, service: str, verb: str) -> None:
         if not self.connected:
             raise UnreachableError(f"ask {service} to {verb}: the bus is not connected; see `causeway up`")
-        return await rpc.call(self._bus, service, verb, request, timeout_s=ASK_TIMEOUT_S)
 
     async def _probe(self, service: str) -> Standing:
         # `show` without a name is refused at once, which is answer enough and costs the service nothing.

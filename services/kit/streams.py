@@ -32,6 +32,9 @@ class StreamSpec:
     latest_only: bool = False
     duplicate_window_s: float = 10.0
     """Short: effects are deduplicated by marks, and 300,000 ids cost 50 MB."""
+    max_message_bytes: int = -1
+    """What devices write to needs a bound: over MQTT nats-server does not enforce `max_payload` (its issue 7439), and a
+    stored message larger than `max_pending` cuts every reader off, again at each attempt to read it."""
 
     def config(self) -> StreamConfig:
         """The form that JetStream takes."""
@@ -43,6 +46,7 @@ class StreamSpec:
             discard=DiscardPolicy.OLD,
             max_age=self.max_age_s,
             max_bytes=self.max_bytes,
+            max_msg_size=self.max_message_bytes,
             max_msgs_per_subject=1 if self.latest_only else -1,
             no_ack=self.no_ack,
             allow_direct=True,
@@ -61,8 +65,25 @@ class BucketSpec:
     storage: StorageType = StorageType.FILE
 
 
-TELEMETRY = StreamSpec("TELEMETRY", "registry", (up_pattern(Channel.STATE, ">"),), StorageType.MEMORY, 120.0, 256 * MB)
-UP = StreamSpec("UP", "courier", (up_pattern(Channel.LETTER, ">"),), StorageType.MEMORY, 300.0, 256 * MB, no_ack=True)
+TELEMETRY = StreamSpec(
+    "TELEMETRY",
+    "registry",
+    (up_pattern(Channel.STATE, ">"),),
+    StorageType.MEMORY,
+    120.0,
+    256 * MB,
+    max_message_bytes=64 << 10,
+)
+UP = StreamSpec(
+    "UP",
+    "courier",
+    (up_pattern(Channel.LETTER, ">"),),
+    StorageType.MEMORY,
+    300.0,
+    256 * MB,
+    no_ack=True,
+    max_message_bytes=MB,
+)
 IN = StreamSpec("IN", "courier", ("cw.in.>",), StorageType.FILE, 7 * DAY_S, 8_192 * MB)
 OUT = StreamSpec("OUT", "courier", ("cw.out.>",), StorageType.FILE, 30 * DAY_S, 4_096 * MB, latest_only=True)
 EVENTS = StreamSpec("EVENTS", "registry", ("cw.ev.>",), StorageType.FILE, 7 * DAY_S, 1_024 * MB)

@@ -14,7 +14,6 @@ ANSWERS = Counter(
     "causeway_enrol_answers", "Answers to enrol letters: welcome, or the reason of a refusal.", ["answer"]
 )
 REVOKED = Counter("causeway_revocations", "Devices revoked.")
-TRUNCATED = Counter("causeway_lists_continued", "Lists of devices that did not fit into one answer.")
 
 # The name that users of the platform look for; a gauge in spite of its ending.
 _CONNECTED = Gauge("devices_connected_total", "Devices that are online.")

@@ -34,8 +34,6 @@ class RegistrySettings(BaseSettings):
     """Messages that one pull of TELEMETRY asks for; three pulls are always out."""
     rejects_per_s: int = Field(20, ge=0)
     """Bad state messages that are kept in REJECTS; the rest is counted."""
-    list_heartbeats: int = Field(500, ge=1)
-    """A list of more devices comes without heartbeats."""
     list_bytes: int = Field(900_000, ge=50_000, le=1_000_000)
     """Of one answer; nats-server takes 1 MB."""
     trust_timeout_s: float = Field(5.0, gt=0)

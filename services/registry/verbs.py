@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from services.kit.api.registry import DeviceFact, DeviceRequest, ListRequest, To
 from services.kit.errors import NotFoundError
 from services.registry.claims import Claims
 from services.registry.enrolment import revoke
-from services.registry.metrics import REVOKED, TRUNCATED
+from services.registry.metrics import REVOKED
 from services.registry.minting import BACKDATE_S, Mint
 from services.registry.settings import RegistrySettings
 from services.registry.store import Devices, Stored, Tokens
@@ -87,12 +88,8 @@ class Verbs:
     async def list_all(self, request: ListRequest) -> list[dict[str, Any]]:
         """Devices of a fleet or of all, as many as fit."""
         wanted = [a for a in self._devices.addresses() if request.fleet in {None, a.fleet}]
-        heartbeat = len(wanted) <= self._settings.list_heartbeats
-        shown = page(wanted, lambda address: self._view(address, heartbeat), request.after, self._settings.list_bytes)
-        if shown.more:
-            TRUNCATED.inc()
-            log.info("list.continues", shown=len(shown.devices), of=len(wanted))
-        return shown.devices
+        show = partial(self._view, heartbeat=True)
+        return page(wanted, show, request.after, self._settings.list_bytes)
 
     async def show(self, request: DeviceRequest) -> dict[str, Any]:
         """One device."""

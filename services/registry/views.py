@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from schemas.ids import Address
@@ -31,17 +30,9 @@ def view(record: DeviceRecord, sight: Sight, *, heartbeat: bool) -> dict[str, An
     ).model_dump(mode="json")
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """As many devices as fit, and whether more follow."""
-
-    devices: list[dict[str, Any]]
-    more: bool
-
-
 def page(
     addresses: Sequence[Address], show: Callable[[Address], dict[str, Any]], after: str | None, max_bytes: int
-) -> Page:
+) -> list[dict[str, Any]]:
     """Devices behind `after` (`fleet/device`) in the order given, until the answer is full."""
     shown: list[dict[str, Any]] = []
     size = 0
@@ -51,6 +42,6 @@ def page(
         entry = show(address)
         size += len(json.dumps(entry, separators=(",", ":"))) + 1
         if size > max_bytes and shown:
-            return Page(shown, more=True)
+            break
         shown.append(entry)
-    return Page(shown, more=False)
+    return shown

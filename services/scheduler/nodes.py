@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Protocol
 
 import structlog
-from pydantic import TypeAdapter
 
 from schemas.ids import Address
-from services.kit import rpc
-from services.kit.api.registry import DeviceView, ListRequest
+from services.kit.api.registry import DeviceView
 from services.kit.bus import Bus
 from services.kit.devices import DeviceBook
+from services.kit.fleet import list_devices
 from services.scheduler.scoring import Node
 from services.scheduler.store import TaskStore
 
@@ -22,7 +21,6 @@ log = structlog.get_logger()
 
 CACHE_S = 1.0
 ASK_TIMEOUT_S = 5.0
-_VIEWS = TypeAdapter(list[DeviceView])
 
 
 class Fleet(Protocol):
@@ -50,8 +48,7 @@ class RegistryFleet:
         """Every device; standing is as the book has it, which hears of a revocation at once."""
         async with self._reading:
             if time.monotonic() - self._read_at > CACHE_S:
-                answer = await rpc.call(self._bus, "registry", "list", ListRequest(), timeout_s=ASK_TIMEOUT_S)
-                self._views = _VIEWS.validate_python(answer)
+                self._views = await list_devices(self._bus, timeout_s=ASK_TIMEOUT_S)
                 self._read_at = time.monotonic()
         return [self._standing(view) for view in self._views]
 

@@ -165,8 +165,10 @@ class StandInFleet:
         return [letter for _, letter in sorted(found, key=lambda pair: pair[0] or 0)]
 
     async def _list(self, request: ListRequest) -> list[dict[str, Any]]:
-        views = [device.view for device in self.devices.values()]
-        return [view.model_dump(mode="json") for view in views if request.fleet in {None, view.fleet}]
+        views = sorted((device.view for device in self.devices.values()), key=lambda view: (view.fleet, view.device))
+        wanted = [view for view in views if request.fleet in {None, view.fleet}]
+        behind = [view for view in wanted if f"{view.fleet}/{view.device}" > (request.after or "")]
+        return [view.model_dump(mode="json") for view in behind]
 
     async def _show(self, request: DeviceRequest) -> dict[str, Any]:
         device = self.devices.get(Address(request.fleet, request.device))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -161,3 +164,24 @@ def test_a_session_fills_open_dimensions_with_one(tmp_path: Path) -> None:
     model = scale_model(2.0)
     session = Session(write(tmp_path / "m.onnx", model), sha256(model))
     assert {name: value.shape for name, value in session.zeros().items()} == {"x": (1, 4)}
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    write(tmp_path / "model.onnx", scale_model(2.0))
+    code = (
+        "import edge_runtime, onnxruntime\n"
+        "onnxruntime.InferenceSession('model.onnx', providers=['CPUExecutionProvider'])\n"
+    )
+    # Its opt-out, and what else silences it on a builder, must come from us alone.
+    quiet = ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    home = tmp_path / "home"
+    home.mkdir()
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env=environment | {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(root)},
+    )
+    assert list(home.rglob("*")) == []

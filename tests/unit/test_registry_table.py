@@ -209,10 +209,10 @@ def test_pages_hold_every_device_once() -> None:
     after, names, pages = None, [], 0
     while True:
         shown = page(sorted(records), lambda a: view(records[a], dark, heartbeat=True), after, max_bytes=5_000)
-        if not shown.devices:
+        if not shown:
             break
         pages += 1
-        names += [DeviceView.model_validate(entry).device for entry in shown.devices]
+        names += [DeviceView.model_validate(entry).device for entry in shown]
         after = f"harbour/{names[-1]}"
     assert names == [f"d{number:04}" for number in range(100)]
     assert pages > 3

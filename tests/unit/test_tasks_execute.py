@@ -68,10 +68,11 @@ def test_a_runner_answers_from_a_process_of_its_own_at_low_priority() -> None:
 def test_a_task_that_cannot_or_takes_too_much_fails_with_the_reason(
     runner: str, changes: dict[str, Any], reason: str
 ) -> None:
+    before = psutil.Process().children(recursive=True)  # another test's, as the helper of multiprocessing
     done = execute(runner, **changes)
     assert (done.outcome, done.reason) == ("failed", reason)
     assert done.message
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 def test_the_owners_share_of_the_processor_is_kept_by_pausing() -> None:

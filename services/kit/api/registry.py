@@ -22,7 +22,7 @@ class TokenRequest(BaseModel):
 class ListRequest(BaseModel):
     """`list`: every device of a fleet, or of all, in the order of `fleet/device`.
 
-    An answer holds as many as fit into one message, which is over 500; ask again with `after` until it is empty.
+    An answer holds as many as fit into one message; ask again with `after` until it is empty, as `kit.fleet` does.
     """
 
     fleet: Identifier | None = None
