@@ -37,6 +37,7 @@ format: $(VENV)/.dev ## Format the code
 
 docs: $(VENV)/.dev ## Write the generated documents anew
 	$(BIN)/python -m schemas.asyncapi > docs/asyncapi.yaml
+	$(BIN)/python -m causeway.reference
 
 bench: $(VENV)/.dev peers ## Measure speed and memory beside the peers; prints JSON
 	$(BIN)/python -m bench.ingest --json

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from causeway.demo.checks import DemoError
+from causeway.platform.lifeline import die_with_parent
 from edge_runtime.identity import require_enrolled
 from schemas.registry import Token
 
@@ -143,6 +144,7 @@ class DemoDevice:
                 stderr=log,
                 env=os.environ | self.readings,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
 

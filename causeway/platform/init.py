@@ -139,10 +139,8 @@ def _write_bus(state: StateFolder, settings: Settings) -> None:
     users |= {OPERATOR: operator_permissions(), AUDITOR: auditor_permissions()}
     for user, permissions in users.items():
         _write_user(state, account, user, permissions, issued)
-    claims_update = Permissions(
-        ("$SYS.REQ.CLAIMS.UPDATE",), ("$SYS.ACCOUNT.*.CONNECT", "$SYS.ACCOUNT.*.DISCONNECT", f"_INBOX_{SYSTEM_USER}.>")
-    )
-    _write_user(state, system, SYSTEM_USER, claims_update, issued)
+    watching = ("$SYS.ACCOUNT.*.DISCONNECT", "$SYS.SERVER.*.CLIENT.AUTH.ERR", f"_INBOX_{SYSTEM_USER}.>")
+    _write_user(state, system, SYSTEM_USER, Permissions(("$SYS.REQ.CLAIMS.UPDATE",), watching), issued)
     write_config(
         state,
         settings.bus,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
-import signal
 import socket
 import sys
 import time
@@ -19,6 +17,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from causeway.platform.bus_log import bus_log
+from causeway.platform.lifeline import die_with_parent
 from causeway.platform.nats_server import find_nats_server
 from services.kit.errors import PlatformError, RefusedError, SettingsError
 from services.kit.folder import SERVICES, StateFolder
@@ -34,7 +33,6 @@ MIN_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 STEADY_S = 30.0
 """A process that ran this long is started again at once."""
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -112,7 +110,7 @@ class Supervisor:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         child.starts += 1
         child.started_at = time.monotonic()
@@ -160,6 +158,7 @@ class Supervisor:
         bus, http = self.settings.bus, self.settings.http
         wanted = [(bus.host, bus.nats_port, "bus.nats_port"), (bus.host, bus.mqtt_port, "bus.mqtt_port")]
         wanted.append((http.host, http.gateway_port, "http.gateway_port"))
+        wanted += [(http.host, port, f"http.health_ports.{name}") for name, port in http.health_ports.items() if port]
         for host, port, setting in wanted:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -232,8 +231,3 @@ def _accepts(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((host, port)) == 0
-
-
-def _die_with_parent() -> None:
-    # Without this a supervisor that is killed would leave its processes behind.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

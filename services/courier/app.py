@@ -14,11 +14,16 @@ from services.courier.settings import CourierSettings
 from services.kit.devices import DeviceBook
 from services.kit.keys import read_letter_key
 from services.kit.service import Service
+from services.kit.settings import load_table
 
 
 async def wire(service: Service) -> None:
     """Connect the parts."""
-    bus, settings, platform = service.bus, CourierSettings(), service.settings.platform
+    bus, settings, platform = (
+        service.bus,
+        load_table(service.state, service.name, CourierSettings),
+        service.settings.platform,
+    )
     pipeline = Pipeline(bus.nc, settings.publish_timeout_s)
     await pipeline.open()
     lease = Lease(bus, settings.lease_refresh_s)

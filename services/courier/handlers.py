@@ -62,6 +62,6 @@ class StateHandlers:
                 raise MessageError(f"{kind} of {event.source} on the topic of {address.source}", reason="wrong_source")
         except ContractError as error:
             if self.active:
-                await self._turnstile.refuse(message, kind, error)
+                await self._turnstile.refuse(message.subject, message.data, error)
             return None
         return address, event.data

@@ -13,7 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from schemas.errors import ContractError
 from schemas.ids import Address
-from schemas.topics import fence_subject, in_subject, refused_subject
+from schemas.topics import STATES, UP_LETTERS, Channel, Topic, fence_subject, in_subject, refused_subject
 from services.courier import metrics
 from services.courier.chain import Chain, Entry
 from services.courier.lease import Lease
@@ -39,6 +39,7 @@ log = structlog.get_logger()
 DURABLE = "courier"
 PULL_WAIT_S = 2.0
 RETRY_S = 0.25
+_KINDS = UP_LETTERS | STATES
 _BREATH = 32
 """Letters verified before others get their turn, about 6 ms."""
 
@@ -50,15 +51,17 @@ class Turnstile:
         self._rejects = Rejects(bus, "courier")
         self._gate = RejectGate(per_minute)
 
-    async def refuse(self, message: Msg, kind: str, error: ContractError) -> None:
+    async def refuse(self, subject: str, raw: bytes, error: ContractError) -> None:
         """Keep a refused message with its reason; beyond the bound it is only counted."""
-        sender = ".".join(message.subject.split(".")[2:4])
+        kind = subject.rsplit(".", 1)[-1]
+        if kind not in _KINDS:
+            # One that the sender made up must not become a label.
+            kind = "unknown"
+        sender = ".".join(subject.split(".")[2:4])
         if not self._gate.allows(sender, error.reason, time.monotonic()):
             REJECTED.labels("courier", kind, error.reason).inc()
             return
-        await self._rejects.keep(
-            message.data, subject=message.subject, kind=kind, reason=error.reason, message=str(error)
-        )
+        await self._rejects.keep(raw, subject=subject, kind=kind, reason=error.reason, message=str(error))
 
 
 class Intake:
@@ -196,7 +199,7 @@ class Intake:
                 letters.append(self._open(message))
                 arrived.append(stored_s(message))
             except ContractError as error:
-                await self._turnstile.refuse(message, message.subject.rsplit(".", 1)[-1], error)
+                await self._turnstile.refuse(message.subject, message.data, error)
         await self._admit(letters, arrived)
 
     def _open(self, message: Msg) -> Opened:
@@ -225,7 +228,12 @@ class Intake:
         for (letter, at), sequence in zip(admitted, stored, strict=True):
             marks.stored(letter.slip.key, letter.slip.sequence, sequence)
             metrics.STORED_S.observe(max(0.0, now - at))
-            (metrics.LETTERS if letter.refusal is None else metrics.REFUSED).labels(letter.kind).inc()
+            if letter.refusal is None:
+                metrics.LETTERS.labels(letter.kind).inc()
+            else:
+                metrics.REFUSED.labels(letter.kind).inc()
+                subject = Topic(letter.address, Channel.LETTER, letter.kind).subject
+                await self._turnstile.refuse(subject, letter.envelope, letter.refusal)
         _count(ruling)
         owed = {
             (letter.address, letter.slip.key.epoch)

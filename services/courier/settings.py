@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from services.kit.settings import FileSettings
 
 
-class CourierSettings(BaseSettings):
-    """Overridden by `CAUSEWAY_COURIER_*` variables."""
+class CourierSettings(FileSettings):
+    """Table `[courier]` of settings.toml, overridden by `CAUSEWAY_COURIER_*` variables."""
 
-    model_config = SettingsConfigDict(env_prefix="CAUSEWAY_COURIER_")
+    model_config = SettingsConfigDict(env_prefix="CAUSEWAY_COURIER_", extra="forbid")
 
     batch: int = Field(256, ge=1, le=4_096)
     """Letters that are verified and stored in one go."""

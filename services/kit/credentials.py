@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import nkeys
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from services.kit.errors import SettingsError
 
@@ -66,11 +67,12 @@ def public_nkey(raw: bytes, prefix: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Subjects that a user may publish and subscribe to; nothing else is allowed."""
+    """Subjects that a user may publish and subscribe to; nothing else is allowed. `forbidden` is cut out of `publish`."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     allow_responses: bool = False
+    forbidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ def user_jwt(account: NKey, claims: UserClaims) -> str:
         "data": _UNLIMITED,
         "payload": _UNLIMITED,
     }
+    if permissions.forbidden:
+        nats["pub"]["deny"] = sorted({*nats["pub"].get("deny", ()), *permissions.forbidden})
     if permissions.allow_responses:
         nats["resp"] = {"max": 1, "ttl": 120_000_000_000}
     if claims.bearer:
@@ -145,9 +149,19 @@ def user_jwt(account: NKey, claims: UserClaims) -> str:
 
 def decode_jwt(text: str) -> dict[str, Any]:
     """Claims of a JWT, unverified."""
-    body = text.split(".")[1]
-    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    claims: dict[str, Any] = json.loads(_from_url64(text.split(".")[1]))
     return claims
+
+
+def verified_jwt(text: str, issuer: str) -> dict[str, Any] | None:
+    """Claims of a JWT that this public key (`A...`) has signed; None for anything else."""
+    signed, _, signature = text.rpartition(".")
+    try:
+        raw = base64.b32decode(issuer + "=" * (-len(issuer) % 8))[1:33]
+        Ed25519PublicKey.from_public_bytes(raw).verify(_from_url64(signature), signed.encode())
+        return decode_jwt(text)
+    except (InvalidSignature, ValueError, IndexError):
+        return None
 
 
 def creds_text(jwt: str, seed: bytes) -> bytes:
@@ -180,3 +194,7 @@ def _sign(
 
 def _url64(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _from_url64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

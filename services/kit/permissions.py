@@ -21,13 +21,14 @@ _READS: dict[str, tuple[str, ...]] = {
     "aggregator": ("devices",),
     "gateway": ("devices", "releases", "rollouts", "tasks", "jobs"),
 }
-_CONSUMES: dict[str, tuple[str, ...]] = {
-    "registry": ("IN",),
-    "ota": ("IN", "EVENTS"),
-    "scheduler": ("IN", "EVENTS"),
-    "aggregator": ("IN", "EVENTS"),
-    "gateway": ("EVENTS",),
+_EVENTS_READERS = frozenset({"ota", "scheduler", "aggregator", "gateway"})
+_INTAKES: dict[str, tuple[str, ...]] = {
+    "registry": ("enrol", "event"),
+    "ota": ("report",),
+    "scheduler": ("result",),
+    "aggregator": ("update",),
 }
+"""Letters that a service reads from IN, each with a durable consumer that no other service may touch."""
 _LETTERS: dict[str, tuple[str, ...]] = {
     "registry": ("welcome", "config", "recall"),
     "ota": ("assign",),
@@ -35,12 +36,13 @@ _LETTERS: dict[str, tuple[str, ...]] = {
     "aggregator": ("round", "cancel"),
 }
 _CALLS: dict[str, tuple[str, ...]] = {
-    "ota": ("cw.rpc.depot.>", "cw.rpc.registry.>"),
-    "scheduler": ("cw.rpc.registry.>",),
-    "aggregator": ("cw.rpc.registry.>", "cw.rpc.depot.>"),
+    "ota": ("cw.rpc.depot.show",),
+    "scheduler": ("cw.rpc.registry.list",),
+    "aggregator": ("cw.rpc.depot.register",),
     "gateway": ("cw.rpc.*.list", "cw.rpc.*.show", "cw.rpc.*.snapshot"),
-    "registry": ("cw.rpc.depot.>",),
+    "registry": ("cw.rpc.depot.trust",),
 }
+"""Single verbs: whoever may ask the registry for a token owns every device."""
 _EXTRA_PUBLISH: dict[str, tuple[str, ...]] = {
     "courier": ("cw.in.>", f"cw.1.*.*.{Channel.DOWN}.*"),
     "depot": (
@@ -66,9 +68,11 @@ def service_permissions(service: str) -> Permissions:
             publish |= _owns(stream.name) | _consumes(stream.name)
     for bucket in BUCKETS.values():
         if bucket.owner == service:
-            publish |= _owns(f"KV_{bucket.name}") | _reads_bucket(bucket.name) | {f"$KV.{bucket.name}.>"}
-    for stream_name in _CONSUMES.get(service, ()):
-        publish |= _consumes(stream_name)
+            publish |= _owns(f"KV_{bucket.name}") | _consumes(f"KV_{bucket.name}") | {f"$KV.{bucket.name}.>"}
+    if service in _EVENTS_READERS:
+        publish |= _reads("EVENTS")
+    for kind in _INTAKES.get(service, ()):
+        publish |= _takes(service, kind)
     for bucket_name in _READS.get(service, ()):
         publish |= _reads_bucket(bucket_name)
     publish |= {f"cw.out.*.*.{kind}.*" for kind in _LETTERS.get(service, ())}
@@ -84,7 +88,7 @@ def operator_permissions() -> Permissions:
     for bucket in BUCKETS.keys() - _SECRET:
         publish |= _reads_bucket(bucket)
     for stream in ("EVENTS", "REJECTS"):
-        publish |= _consumes(stream)
+        publish |= _reads(stream)
     return Permissions(tuple(publish), (f"_INBOX_{OPERATOR}.>", "cw.ev.>"))
 
 
@@ -94,8 +98,8 @@ def auditor_permissions() -> Permissions:
     for bucket in BUCKETS.keys() - _SECRET:
         publish |= _reads_bucket(bucket)
     for stream in STREAMS:
-        publish |= _consumes(stream)
-    return Permissions(tuple(publish), (f"_INBOX_{AUDITOR}.>", "cw.ev.>"))
+        publish |= _reads(stream)
+    return Permissions(tuple(publish), (f"_INBOX_{AUDITOR}.>", "cw.ev.>"), forbidden=tuple(_others_consumers()))
 
 
 def _callers(service: str) -> set[str]:
@@ -116,7 +120,8 @@ def _owns(stream: str) -> set[str]:
     return {f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE", "INFO", "MSG.DELETE", "PURGE")}
 
 
-def _consumes(stream: str) -> set[str]:
+def _reads(stream: str) -> set[str]:
+    """Looking at a stream with consumers that vanish by themselves."""
     return {
         f"$JS.API.STREAM.INFO.{stream}",
         f"$JS.API.STREAM.MSG.GET.{stream}",
@@ -124,14 +129,45 @@ def _consumes(stream: str) -> set[str]:
         f"$JS.API.DIRECT.GET.{stream}.>",
         f"$JS.API.CONSUMER.CREATE.{stream}",
         f"$JS.API.CONSUMER.CREATE.{stream}.>",
-        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.*",
         f"$JS.API.CONSUMER.INFO.{stream}.*",
-        f"$JS.API.CONSUMER.DELETE.{stream}.*",
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*",
-        f"$JS.ACK.{stream}.>",
         f"$JS.FC.{stream}.>",
     }
 
 
+def _consumes(stream: str) -> set[str]:
+    """Everything that the owner of a stream does with its consumers."""
+    return _reads(stream) | {
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.*",
+        f"$JS.API.CONSUMER.DELETE.{stream}.*",
+        f"$JS.ACK.{stream}.>",
+    }
+
+
+def _takes(service: str, kind: str) -> set[str]:
+    """One durable consumer on IN, by name: who could pull from or acknowledge another's would make letters vanish."""
+    return {"$JS.API.STREAM.INFO.IN", *_uses("IN", f"{service}-{kind}")}
+
+
+def _uses(stream: str, durable: str) -> set[str]:
+    return {
+        f"$JS.API.CONSUMER.CREATE.{stream}.{durable}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.{durable}.>",
+        f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{durable}",
+        f"$JS.API.CONSUMER.INFO.{stream}.{durable}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}",
+        f"$JS.ACK.{stream}.{durable}.>",
+    }
+
+
+def _others_consumers() -> set[str]:
+    """What a reader of every stream must not do: take from the durable consumers of services."""
+    denied = _uses("UP", "courier")
+    for service, kinds in _INTAKES.items():
+        for kind in kinds:
+            denied |= _uses("IN", f"{service}-{kind}")
+    return {subject for subject in denied if ".INFO." not in subject}
+
+
 def _reads_bucket(bucket: str) -> set[str]:
-    return _consumes(f"KV_{bucket}")
+    return _reads(f"KV_{bucket}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from schemas.ids import Identifier, Ulid
 from services.kit.errors import SettingsError
 from services.kit.folder import StateFolder
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class BusSettings(BaseModel):
@@ -66,7 +68,23 @@ class HttpSettings(BaseModel):
     """By service; a service that is not listed takes a free port and logs it."""
 
 
-class Settings(BaseSettings):
+class FileSettings(BaseSettings):
+    """Read from a file by whoever constructs it; the environment wins over the file."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then what was passed; nothing else."""
+        return env_settings, init_settings
+
+
+class Settings(FileSettings):
     """Everything that all parts share."""
 
     model_config = SettingsConfigDict(env_prefix="CAUSEWAY_", env_nested_delimiter="__", extra="ignore")
@@ -78,18 +96,6 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     http: HttpSettings = HttpSettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file."""
-        return env_settings, init_settings
-
 
 def load_settings(state: StateFolder) -> Settings:
     """Read the settings of a state folder.
@@ -98,11 +104,34 @@ def load_settings(state: StateFolder) -> Settings:
         SettingsError: if the folder was not initialised, or a setting does not fit.
     """
     state.require()
+    return _read(state, Settings, _tables(state))
+
+
+def load_table(state: StateFolder, service: str, model: type[S]) -> S:
+    """Read a service's own table, as `[registry]`; what it leaves out has its default.
+
+    Raises:
+        SettingsError: naming the setting that does not fit.
+    """
+    table = _tables(state).get(service, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"read {state.settings}: {service} must be a table; write [{service}]")
+    return _read(state, model, table)
+
+
+def _tables(state: StateFolder) -> dict[str, Any]:
     try:
-        values = tomllib.loads(state.settings.read_text())
-        return Settings(**values)
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise SettingsError(f"read {state.settings}: {_first_line(error)}") from error
+        return tomllib.loads(state.settings.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"read {state.settings}: not TOML: {error}") from error
+
+
+def _read(state: StateFolder, model: type[S], values: dict[str, Any]) -> S:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
+        raise SettingsError(f"read {state.settings}: {problems}; correct it or take it out for the default") from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -110,9 +139,3 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
-    return str(error)

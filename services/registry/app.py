@@ -20,13 +20,15 @@ from services.kit.keys import read_letter_key
 from services.kit.permissions import SYSTEM_USER
 from services.kit.rejects import Rejects
 from services.kit.service import Service, utc_now
+from services.kit.settings import load_table
 from services.registry.claims import Claims
+from services.registry.door import Door
 from services.registry.enrolment import live_revocations
 from services.registry.letters import Enrolment, Events
 from services.registry.metrics import observe
 from services.registry.minting import Mint
 from services.registry.presence import Presence
-from services.registry.settings import load_registry_settings
+from services.registry.settings import RegistrySettings
 from services.registry.store import Devices, Tokens
 from services.registry.table import Table
 from services.registry.telemetry import Telemetry
@@ -40,7 +42,7 @@ METRICS_S = 1.0
 async def wire(service: Service) -> None:
     """Build the parts of the registry and subscribe."""
     bus, state = service.bus, service.state
-    settings = load_registry_settings(state)
+    settings = load_table(state, service.name, RegistrySettings)
     table = Table()
     devices = Devices()
 
@@ -63,7 +65,8 @@ async def wire(service: Service) -> None:
     service.on_close(devices.close)
     tokens = Tokens(await bus.bucket("tokens"))
     key = read_letter_key(state.service_key(service.name))
-    mint = Mint(NKey.load(state.bus_keys / "account.nk"), key.signer.seed)
+    account = NKey.load(state.bus_keys / "account.nk")
+    mint = Mint(account, key.signer.seed)
 
     system = await connect(state, service.settings, SYSTEM_USER)
     service.on_close(system.close)
@@ -77,9 +80,10 @@ async def wire(service: Service) -> None:
         log.error("revocations.not_pushed", error=str(error))
     service.every(settings.claims_check_s, claims.settle, "revocations")
 
-    telemetry = Telemetry(
-        bus, table, Rejects(bus, service.name), batch=settings.batch, rejects_per_s=settings.rejects_per_s
-    )
+    await Door(system, account.public, devices.book.get, logged_per_s=settings.rejects_per_s).listen()
+
+    rejects = Rejects(bus, service.name)
+    telemetry = Telemetry(bus, table, rejects, batch=settings.batch, rejects_per_s=settings.rejects_per_s)
     presence = Presence(
         table, telemetry, devices, silence_s=settings.offline_after_s, in_flight=settings.writes_in_flight
     )
@@ -95,6 +99,7 @@ async def wire(service: Service) -> None:
         mailbox=service.mailbox(),
         trust=trust,
         announce=announce,
+        rejects=rejects,
         settings=settings,
         platform=platform,
         now=utc_now,

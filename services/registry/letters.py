@@ -13,12 +13,14 @@ from schemas.errors import EnvelopeError
 from schemas.ids import Address
 from schemas.letters import check_up
 from schemas.registry import Enrol, EventReport, Twin, Welcome
+from schemas.topics import in_subject
 from services.kit.api.depot import TrustAnswer
 from services.kit.api.registry import DeviceEvent, DeviceFact
 from services.kit.intake import Arrival
 from services.kit.mailbox import Draft, Mailbox
+from services.kit.rejects import Rejects
 from services.registry.enrolment import Admit, Application, Ignore, Known, Refuse, answer_id, decide
-from services.registry.metrics import ANSWERS
+from services.registry.metrics import ANSWERS, REFUSAL_REASONS, REFUSALS, REFUSED_THERE
 from services.registry.minting import Mint
 from services.registry.settings import RegistrySettings
 from services.registry.store import Devices, Stored, Tokens
@@ -43,6 +45,7 @@ class Enrolment:
         mailbox: Mailbox,
         trust: Trust,
         announce: Announce,
+        rejects: Rejects,
         settings: RegistrySettings,
         platform: str,
         now: Now,
@@ -53,6 +56,7 @@ class Enrolment:
         self._mailbox = mailbox
         self._trust = trust
         self._announce = announce
+        self._rejects = rejects
         self._settings = settings
         self._platform = platform
         self._now = now
@@ -91,6 +95,13 @@ class Enrolment:
             return
         if isinstance(verdict, Refuse):
             await self._refuse(application, verdict)
+            await self._rejects.keep(
+                arrival.envelope,
+                subject=in_subject(letter.kind, address),
+                kind=letter.kind,
+                reason=verdict.reason,
+                message=verdict.message,
+            )
             return
         if isinstance(verdict, Admit):
             # The token first: spent by this letter, it lets the same letter in again after a crash, and no other.
@@ -167,6 +178,17 @@ class Events:
             details=dict(report.details),
         )
         await self._announce("device-event", event, letter.id)
+        if report.name in REFUSALS:
+            reason = report.reason if report.reason in REFUSAL_REASONS else "other"
+            REFUSED_THERE.labels(report.name, reason).inc()
+            log.warning(
+                "device.refused",
+                device=str(address),
+                what=report.name,
+                reason=report.reason,
+                message=report.message,
+                letter=letter.id,
+            )
 
 
 def _signed_by(envelope: bytes, public_key: str) -> bool:

@@ -13,6 +13,30 @@ from services.registry.table import Table
 ANSWERS = Counter(
     "causeway_enrol_answers", "Answers to enrol letters: welcome, or the reason of a refusal.", ["answer"]
 )
+REFUSALS = frozenset({"letter.refused", "piece.refused"})
+"""Events by which a device says that it did not take what it was sent."""
+REFUSAL_REASONS = frozenset(
+    {
+        "bad_envelope",
+        "bad_signature",
+        "expired",
+        "key_not_allowed",
+        "malformed",
+        "oversized",
+        "replayed",
+        "unknown_key",
+        "unsupported_version",
+        "wrong_digest",
+        "wrong_generation",
+        "wrong_kind",
+        "wrong_platform",
+        "wrong_recipient",
+    }
+)
+"""Their reasons; any other word of a device becomes `other`, so that no device makes labels."""
+REFUSED_THERE = Counter(
+    "causeway_device_refusals", "Letters and pieces that devices refused, as they report it.", ["event", "reason"]
+)
 REVOKED = Counter("causeway_revocations", "Devices revoked.")
 
 # The name that users of the platform look for; a gauge in spite of its ending.

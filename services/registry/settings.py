@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-
-from services.kit.errors import SettingsError
-from services.kit.folder import StateFolder
+from services.kit.settings import FileSettings
 
 DAY_S = 86_400
 
 
-class RegistrySettings(BaseSettings):
+class RegistrySettings(FileSettings):
     """Table `[registry]` of settings.toml, overridden by `CAUSEWAY_REGISTRY_*` variables."""
 
     model_config = SettingsConfigDict(env_prefix="CAUSEWAY_REGISTRY_", extra="forbid")
@@ -47,30 +44,3 @@ class RegistrySettings(BaseSettings):
     def offline_after_s(self) -> float:
         """Silence that means offline."""
         return self.silence_s if self.silence_s is not None else 3 * self.heartbeat_s
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file."""
-        return env_settings, init_settings
-
-
-def load_registry_settings(state: StateFolder) -> RegistrySettings:
-    """Read the registry's table.
-
-    Raises:
-        SettingsError: naming the setting that does not fit.
-    """
-    try:
-        table = tomllib.loads(state.settings.read_text()).get("registry", {})
-        return RegistrySettings(**table)
-    except (tomllib.TOMLDecodeError, ValidationError, TypeError) as error:
-        raise SettingsError(
-            f"read [registry] in {state.settings}: {error}; correct it or take it out for the defaults"
-        ) from error

@@ -40,6 +40,7 @@ COLUMNS = (
 MAX_BAD = 64
 """Bad words of one batch that are shown to the caller; all are counted."""
 
+_BEFORE_ENROLMENT = frozenset({"hello", "got"})
 _FIRST_ROWS = 1_024
 _HEARTBEAT_TYPE = event_type("heartbeat")
 _READERS = {
@@ -69,7 +70,7 @@ class Absorbed:
 
     heartbeats: int = 0
     unknown: int = 0
-    """Words of devices that are not enrolled."""
+    """Words of devices that are not enrolled yet, which they say while they enrol."""
     bad: Tally[tuple[str, str]] = field(default_factory=Tally)
     """How many words did not fit, by kind and reason."""
     shown: list[Bad] = field(default_factory=list)
@@ -145,7 +146,7 @@ class Table:
         for subject, payload, time in batch:
             route = routes.get(subject) or self._route(subject)
             if route is None:
-                result.unknown += 1
+                _stray(result, subject, payload)
                 continue
             if route.kind != "heartbeat":
                 self._write(rows, times, values)
@@ -299,6 +300,20 @@ def read_heartbeat(payload: bytes) -> Heartbeat:
     """Parse a heartbeat that the table took before."""
     heartbeat: Heartbeat = _read_heartbeat(payload).data
     return heartbeat
+
+
+def _stray(result: Absorbed, subject: str, payload: bytes) -> None:
+    try:
+        topic = parse_subject(subject)
+    except TopicError as error:
+        # A kind that the sender made up must not become a label.
+        _refuse(result, Bad(subject, "unknown", payload, error.reason, str(error)))
+        return
+    if topic.kind in _BEFORE_ENROLMENT:
+        result.unknown += 1
+    else:
+        message = f"{topic.kind} of {topic.address}, which is not enrolled"
+        _refuse(result, Bad(subject, topic.kind, payload, "unknown_device", message))
 
 
 def _refuse(result: Absorbed, bad: Bad) -> None:

@@ -73,8 +73,12 @@ def test_the_last_of_several_heartbeats_wins() -> None:
 
 def test_a_strangers_word_is_counted_and_not_stored() -> None:
     table = knowing()
-    result = table.absorb([beat(address=Address("harbour", "ghost")), ("cw.1.harbour.x", b"{}", 1.0)])
-    assert (result.heartbeats, result.unknown) == (0, 2)
+    hello = Topic(Address("harbour", "new"), Channel.STATE, "hello").subject
+    made_up = f"cw.1.harbour.{CAM.device}.state.nonsense"
+    words = [beat(address=Address("harbour", "ghost")), (hello, b"{}", 1.0), (made_up, b"{}", 1.0)]
+    result = table.absorb(words)
+    assert (result.heartbeats, result.unknown) == (0, 1)
+    assert result.bad == {("heartbeat", "unknown_device"): 1, ("unknown", "bad_topic"): 1}
     assert table.sight(Address("harbour", "ghost")) == Sight(online=False, last_seen=None, heartbeat=None)
 
 
@@ -145,7 +149,7 @@ def test_a_revoked_device_is_forgotten_until_it_is_known_again() -> None:
     table.absorb([beat()])
     table.forget(CAM)
     assert table.take_flips(10) == []
-    assert table.absorb([beat()]).unknown == 1
+    assert table.absorb([beat()]).bad == {("heartbeat", "unknown_device"): 1}
     assert (len(table), table.online_count) == (0, 0)
     table.know(CAM, online=False, now=0.0)
     assert table.absorb([beat()]).heartbeats == 1
