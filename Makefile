@@ -58,8 +58,10 @@ constraints: $(VENV)/.dev ## Pin the versions that are installed now
 clean: ## Remove the environments and caches
 	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Also while it makes the environment, so that one command installs all.
+$(VENV)/.dev: SYSTEM := --tests
 $(VENV)/bin/python:
-	PYTHON=$(PYTHON) infra/install-system
+	PYTHON=$(PYTHON) infra/install-system $(SYSTEM)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.platform: $(VENV)/bin/python pyproject.toml constraints.txt

@@ -9,7 +9,7 @@ from typing import Any
 from schemas import depot
 from schemas.envelope import MAX_LETTER_BYTES, PAYLOAD_TYPE
 from schemas.events import MAX_PIECE_BYTES, MAX_STATE_BYTES, Message
-from schemas.letters import DOWN_MODELS, PARCEL_DATA, STATE_MODELS, UP_MODELS
+from schemas.letters import PARCEL_DATA, down_model, state_model, up_model
 from schemas.topics import BROADCASTS, DOWN_LETTERS, DOWN_PARCELS, DOWN_STATES, STATES, UP_LETTERS, UP_PARCELS
 
 _PARAMETERS = {
@@ -43,13 +43,13 @@ def document() -> dict[str, Any]:
         }
 
     for kind in sorted(UP_LETTERS):
-        add("letter", kind, "send", _letter(UP_MODELS[kind], f"Up{kind.title()}", schemas))
+        add("letter", kind, "send", _letter(up_model(kind), f"Up{kind.title()}", schemas))
     for kind in sorted(STATES):
-        add("state", kind, "send", _state(STATE_MODELS[kind], kind, schemas))
+        add("state", kind, "send", _state(state_model(kind), kind, schemas))
     for kind in sorted(UP_PARCELS):
         add("parcel", kind, "send", _parcel(kind, schemas))
     for kind in sorted(DOWN_LETTERS | DOWN_STATES):
-        add("down", kind, "receive", _letter(DOWN_MODELS[kind], f"Down{kind.title()}", schemas))
+        add("down", kind, "receive", _letter(down_model(kind), f"Down{kind.title()}", schemas))
     for kind in sorted(DOWN_PARCELS):
         add("down", kind, "receive", _parcel(kind, schemas))
     for kind in sorted(BROADCASTS):

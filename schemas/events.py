@@ -29,7 +29,10 @@ EventType = Annotated[str, StringConstraints(pattern=r"^causeway\.[a-z]{1,32}\.v
 class Message(BaseModel):
     """Base of everything on the wire: frozen, unknown fields ignored, every field bounded."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null", allow_inf_nan=False)
+    # Built at first use: a device never needs most of the models, and all of them take 8 MB.
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", ser_json_inf_nan="null", allow_inf_nan=False, defer_build=True
+    )
 
     @classmethod
     def read(cls, raw: bytes) -> Self:

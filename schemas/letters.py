@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from schemas import aggregator, courier, depot, ota, registry, scheduler
@@ -55,10 +56,30 @@ PARCEL_DATA: dict[str, type[Message]] = {"want": depot.Want}
 
 _KIND = re.compile(rb'"type":\s*"causeway\.([a-z]{1,32})\.v[0-9]{1,4}"')
 
-# Generic models are made at run time here, which a type checker cannot follow.
-UP_MODELS: dict[str, Any] = {kind: UpLetter[model] for kind, model in UP_DATA.items()}  # type: ignore[valid-type]
-DOWN_MODELS: dict[str, Any] = {kind: DownLetter[model] for kind, model in DOWN_DATA.items()}  # type: ignore[valid-type]
-STATE_MODELS: dict[str, Any] = {kind: Event[model] for kind, model in STATE_DATA.items()}  # type: ignore[valid-type]
+
+@cache
+def up_model(kind: str) -> Any:
+    """Model of a letter up; raises MessageError `wrong_kind`. Made at first use, since a device reads none of them."""
+    return UpLetter[_data(UP_DATA, kind)]  # type: ignore[misc]
+
+
+@cache
+def down_model(kind: str) -> Any:
+    """Model of a letter down. Raises as `up_model`."""
+    return DownLetter[_data(DOWN_DATA, kind)]  # type: ignore[misc]
+
+
+@cache
+def state_model(kind: str) -> Any:
+    """Model of a state message. Raises as `up_model`."""
+    return Event[_data(STATE_DATA, kind)]  # type: ignore[misc]
+
+
+def _data(models: dict[str, type[Message]], kind: str) -> type[Message]:
+    model = models.get(kind)
+    if model is None:
+        raise MessageError(f"there is no kind {kind[:40]!r} here", reason="wrong_kind")
+    return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +177,13 @@ def read_up(body: bytes, kind: str) -> UpLetter[Any]:
     Raises:
         MessageError: if they are not a letter of this kind in this version.
     """
-    letter: UpLetter[Any] = _read(UP_MODELS, body, kind)
+    letter: UpLetter[Any] = _read(up_model(kind), body, kind)
     return letter
 
 
 def read_down(body: bytes, kind: str) -> DownLetter[Any]:
     """Parse the signed bytes of a letter down. Raises as `read_up`."""
-    letter: DownLetter[Any] = _read(DOWN_MODELS, body, kind)
+    letter: DownLetter[Any] = _read(down_model(kind), body, kind)
     return letter
 
 
@@ -170,7 +191,7 @@ def read_state(body: bytes, kind: str) -> Event[Any]:
     """Parse a state message. Raises as `read_up`; `oversized` above 4 KiB."""
     if len(body) > MAX_STATE_BYTES:
         raise MessageError(f"{kind} of {len(body)} bytes exceeds {MAX_STATE_BYTES}", reason="oversized")
-    event: Event[Any] = _read(STATE_MODELS, body, kind)
+    event: Event[Any] = _read(state_model(kind), body, kind)
     return event
 
 
@@ -209,10 +230,7 @@ def _check_bounds(letter: UpLetter[Any] | DownLetter[Any], recipient: str, platf
         raise MessageError(f"letter {letter.id} expired at {letter.expires.isoformat()}", reason="expired")
 
 
-def _read(models: dict[str, Any], body: bytes, kind: str) -> Any:
-    model = models.get(kind)
-    if model is None:
-        raise MessageError(f"there is no kind {kind[:40]!r} here", reason="wrong_kind")
+def _read(model: Any, body: bytes, kind: str) -> Any:
     try:
         event = model.read(body)
     except MessageError:
