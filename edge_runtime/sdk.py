@@ -32,6 +32,7 @@ from edge_runtime.letters.outbox import Outbox
 from edge_runtime.settings import EdgeSettings, load_settings
 from schemas.events import Message
 from schemas.letters import UP_DATA
+from schemas.wording import problems
 
 STOP_TIMEOUT_S = 30.0
 
@@ -175,8 +176,7 @@ def _message(kind: str, data: Message | Mapping[str, Any]) -> Message:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
-        raise OutboxError(f"send a letter {kind}: {problems}", reason="malformed") from error
+        raise OutboxError(f"send a letter {kind}: {problems(error)}", reason="malformed") from error
 
 
 __all__ = ["ConfigError", "EdgeDevice", "EnrolError", "OutboxError"]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge_runtime.errors import ConfigError
 from schemas.ids import EntryPoint, Identifier
 from schemas.ota import Stage
+from schemas.wording import problems
 
 MB = 1 << 20
 
@@ -79,8 +80,7 @@ def load_settings(path: Path) -> EdgeSettings:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"read settings {path}: not TOML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
-        raise ConfigError(f"read settings {path}: {problems}") from error
+        raise ConfigError(f"read settings {path}: {problems(error)}") from error
     base = path.parent
     return settings.model_copy(
         update={

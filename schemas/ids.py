@@ -11,23 +11,31 @@ from pydantic import Field, StringConstraints
 from schemas.errors import TopicError
 
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+IDENTIFIER_RULE = (
+    "use 1 to 63 letters, digits, '-' or '_', beginning with a letter or digit (no dots, blanks, slashes or wildcards)"
+)
+ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
+DIGEST = r"^[0-9a-f]{64}$"
+VERSION = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}$"
+ENTRY_POINT = r"^[a-z][a-z0-9_-]{0,47}@[0-9]{1,4}$"
+HOST = r"^[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}$"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 """Fleet, device, model, job or dataset: one level of a topic."""
 
-Ulid = Annotated[str, StringConstraints(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Ulid = Annotated[str, StringConstraints(pattern=ULID)]
+Digest = Annotated[str, StringConstraints(pattern=DIGEST)]
 """sha256 in lower-case hex."""
 
-Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}$")]
+Version = Annotated[str, StringConstraints(pattern=VERSION)]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.]{0,62}$")]
 """A stable machine word: a reason, a step, an event's name."""
 
 Line = Annotated[str, StringConstraints(max_length=512)]
 """A sentence for people."""
 
-EntryPoint = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,47}@[0-9]{1,4}$")]
+EntryPoint = Annotated[str, StringConstraints(pattern=ENTRY_POINT)]
 """Code that the owner of the device installed: `name@version`."""
 
 Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=49_152)]
@@ -46,11 +54,7 @@ def check_identifier(value: str, what: str) -> str:
         TopicError: naming what is wrong; nats-server drops a client for ever that sends a dot or a blank in a topic.
     """
     if not _IDENTIFIER.fullmatch(value):
-        raise TopicError(
-            f"{what} {value[:80]!r} is not an identifier: use 1 to 63 letters, digits, '-' or '_', "
-            "beginning with a letter or digit (no dots, blanks, slashes or wildcards)",
-            reason="bad_identifier",
-        )
+        raise TopicError(f"{what} {value[:80]!r} is not an identifier: {IDENTIFIER_RULE}", reason="bad_identifier")
     return value
 
 

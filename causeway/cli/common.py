@@ -7,9 +7,10 @@ import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
+from nats.errors import Error as NatsError
 from pydantic import BaseModel, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from causeway.sdk import Orchestrator
 from schemas.errors import ContractError
+from schemas.wording import problems
 from services.kit.errors import NotFoundError, PlatformError, RefusedError, SettingsError, UnreachableError
 
 T = TypeVar("T")
@@ -53,14 +55,22 @@ def explained() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'value'}: {p['msg']}" for p in error.errors()[:3])
-        errors.print(f"[red]causeway:[/] {problems}", soft_wrap=True, highlight=False)
-        raise typer.Exit(EXIT_USAGE) from None
+        fail(problems(error), EXIT_USAGE)
     except (PlatformError, ContractError) as error:
-        errors.print("[red]causeway:[/]", end=" ")
-        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
         code = next((code for kind, code in _EXITS if isinstance(error, kind)), EXIT_FAILED)
-        raise typer.Exit(code) from None
+        fail(str(error), EXIT_USAGE if getattr(error, "code", None) == "malformed" else code)
+    except (TimeoutError, ConnectionError, NatsError) as error:
+        fail(f"talk to the platform: {error or type(error).__name__}; is it up? `causeway up`", EXIT_UNREACHABLE)
+    except OSError as error:
+        where = "" if error.filename is None else f" {error.filename}"
+        fail(f"use{where}: {error.strerror or error}; check the path, the space and your rights", EXIT_FAILED)
+
+
+def fail(sentence: str, code: int) -> NoReturn:
+    """End the program with a sentence on standard error."""
+    errors.print("[red]causeway:[/]", end=" ")
+    errors.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    raise typer.Exit(code) from None
 
 
 def run(state: Path, work: Callable[[Orchestrator], Awaitable[T]]) -> T:
@@ -84,7 +94,9 @@ def print_json(value: BaseModel | Sequence[BaseModel] | object) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; an absent value is a dash."""
-    shown = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # Not as the table's own title, which wraps at the table's width: ids in it are there to be copied.
+    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    shown = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.show_edge = False
     for column in columns:
         shown.add_column(column, overflow="fold")

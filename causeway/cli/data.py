@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from causeway.cli.common import EXIT_USAGE, Json, console, errors, print_json, table
+from causeway.cli.common import EXIT_USAGE, Json, console, explained, fail, print_json, table
 from causeway.data.shard import DATASETS, ShardPlan, split, write_shards
 
 app = typer.Typer(no_args_is_help=True, help="Split a data set across devices, for trials of federated learning.")
@@ -27,7 +27,7 @@ def shard(
     alpha: Annotated[float, typer.Option("--alpha", help="Of the Dirichlet distribution; small is uneven.")] = 0.5,
     smallest: Annotated[int, typer.Option("--min", help="Samples of the smallest shard.", min=1)] = 20,
     holdout: Annotated[float, typer.Option("--holdout", help="Share that no device trains on.")] = 0.2,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds split equally.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds split equally.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Split a data set into uneven shards and a held-out part.
@@ -36,15 +36,14 @@ def shard(
     """
     load = DATASETS.get(dataset)
     if load is None:
-        errors.print(f"causeway: there is no data set {dataset!r}: known are {', '.join(DATASETS)}", markup=False)
-        raise typer.Exit(EXIT_USAGE)
+        fail(f"there is no data set {dataset!r}: known are {', '.join(DATASETS)}", EXIT_USAGE)
     x, y = load()
-    try:
-        parts = split(y, ShardPlan(shards, alpha, smallest, holdout, seed))
+    with explained():
+        try:
+            parts = split(y, ShardPlan(shards, alpha, smallest, holdout, seed))
+        except ValueError as error:
+            fail(str(error), EXIT_USAGE)
         paths = write_shards(x, y, parts, out)
-    except (ValueError, OSError) as error:
-        errors.print(f"causeway: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(EXIT_USAGE) from None
     found = [
         {"file": str(path), "samples": len(indices), "classes": np.bincount(y[indices], minlength=10).tolist()}
         for path, indices in zip(paths, [*parts.shards, parts.holdout], strict=True)

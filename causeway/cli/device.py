@@ -13,7 +13,7 @@ from causeway.cli.common import DEFAULT_STATE, Json, State, console, errors, exp
 from causeway.sdk import Orchestrator
 from schemas.ids import check_identifier
 from services.kit.api.registry import DeviceView
-from services.kit.errors import RefusedError
+from services.kit.errors import RefusedError, SettingsError
 from services.kit.folder import StateFolder
 from services.kit.settings import load_settings
 
@@ -40,13 +40,16 @@ def enrol(
     path = out or Path(f"{device}.token")
     with explained():
         check_identifier(device, "device")
+        if not path.absolute().parent.is_dir():
+            raise SettingsError(f"write token {path}: there is no folder {path.parent}; make it, or choose another")
         if path.exists() and not force:
             raise RefusedError(f"write token {path}: it exists; choose another with --out or replace it with --force")
     name = fleet or _default_fleet(state)
     token = run(state, lambda platform: platform.token(name, device, hours * 3_600))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(token.write())
+    with explained():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(token.write())
     if as_json:
         print_json({"token_file": str(path), "fleet": name, "device": device, "expires": token.expires.isoformat()})
         return

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from causeway.cli import data, device, release, rollout, task, train
-from causeway.cli.common import DEFAULT_STATE, Json, State, console, explained, print_json
+from causeway.cli.common import DEFAULT_STATE, Json, State, console, errors, explained, print_json
 from causeway.demo.run import run_demo
 from causeway.platform.init import InitOptions, init_platform
 from causeway.platform.supervisor import Supervisor, exclusive
@@ -49,7 +49,8 @@ def init(
     s3_endpoint: Annotated[str | None, typer.Option("--s3-endpoint", help="Keep artifacts in S3 at host:port.")] = None,
     s3_bucket: Annotated[str, typer.Option("--s3-bucket", help="Bucket in it.")] = "causeway",
     s3_credentials: Annotated[
-        Path | None, typer.Option("--s3-credentials", help="File: access key, then secret.")
+        Path | None,
+        typer.Option("--s3-credentials", help="File: access key, then secret.", exists=True, dir_okay=False),
     ] = None,
     s3_secure: Annotated[bool, typer.Option("--s3-tls/--s3-no-tls", help="Speak HTTPS to it.")] = True,
     state: State = DEFAULT_STATE,
@@ -91,36 +92,40 @@ def init(
 
 
 @app.command()
-def up(state: State = DEFAULT_STATE) -> None:
-    """Run the whole platform on this machine until Ctrl-C.
+def up(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
+    """Run the whole platform on this machine until Ctrl-C; with --json, one object once it is up.
 
     Example: causeway up --state .causeway
     """
     folder = StateFolder(state.absolute())
     logs.configure("up")
+    said = errors if as_json else console
 
     async def serve() -> None:
         supervisor = Supervisor(folder)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        starting = asyncio.create_task(supervisor.start(lambda line: console.print(f"[dim]{line}[/]")))
+        starting = asyncio.create_task(supervisor.start(lambda line: said.print(f"[dim]{line}[/]")))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                settings = supervisor.settings
-                console.print(
-                    f"[bold green]up[/]: devices at {settings.bus.mqtt_url}, services at {settings.bus.nats_url}"
-                )
-                console.print(f"API at http://{settings.http.host}:{settings.http.gateway_port}, logs in {folder.logs}")
-                console.print("next: [bold]causeway device enrol NAME[/]; Ctrl-C ends the platform")
+                bus, http = supervisor.settings.bus, supervisor.settings.http
+                api = f"http://{http.host}:{http.gateway_port}"
+                if as_json:
+                    print_json(
+                        {"devices": bus.mqtt_url, "services": bus.nats_url, "api": api, "logs": str(folder.logs)}
+                    )
+                said.print(f"[bold green]up[/]: devices at {bus.mqtt_url}, services at {bus.nats_url}")
+                said.print(f"API at {api}, logs in {folder.logs}")
+                said.print("next: [bold]causeway device enrol NAME[/]; Ctrl-C ends the platform")
                 await stop.wait()
             starting.cancel()
         finally:
             await supervisor.stop()
-        console.print("stopped")
+        said.print("stopped")
 
     with explained(), exclusive(folder):
         asyncio.run(serve())
@@ -139,7 +144,9 @@ def demo(
 
     Example: causeway demo --keep
     """
-    raise typer.Exit(run_demo(report=report, folder=folder, keep=keep, as_json=as_json))
+    with explained():
+        code = run_demo(report=report, folder=folder, keep=keep, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from causeway.cli.common import DEFAULT_STATE, Json, State, console, explained, print_json, run, table
 from causeway.release.files import ReleaseFile, read_release, write_release
+from causeway.release.model import check_model
 from causeway.release.publish import publish as publish_release
 from causeway.release.sign import sign as sign_release
 from causeway.release.stage import DEFAULT_TOLERANCE, Draft
@@ -72,6 +73,8 @@ def stage(
             threshold=threshold,
         )
         release = stage_release(StateFolder(state.absolute()).require(), draft, utc_now())
+        if path is not None:
+            check_model(path)
         file = output or Path(f"{model}-{version or 'floor'}.release.json")
         write_release(file, release)
     if as_json:

@@ -11,6 +11,7 @@ from rich.table import Table
 from causeway.cli.common import DEFAULT_STATE, EXIT_FAILED, Json, State, console, explained, print_json, run, table
 from causeway.sdk import Orchestrator
 from services.kit.api.ota import CreateRequest, RolloutView
+from services.kit.errors import SettingsError
 from services.kit.folder import StateFolder
 from services.kit.settings import load_settings
 
@@ -45,7 +46,7 @@ def create(
             version=version,
             fleet=fleet or load_settings(StateFolder(state.absolute())).fleet,
             devices=device or None,
-            waves=[float(wave) for wave in waves.split(",")],
+            waves=_waves(waves),
             canary=canary,
             deadline_s=deadline,
             max_failed_ratio=max_failed,
@@ -110,6 +111,13 @@ def list_rollouts(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
         for v in rollouts
     ]
     table(f"{len(rollouts)} rollouts", columns, rows)
+
+
+def _waves(text: str) -> list[float]:
+    try:
+        return [float(wave) for wave in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"create a rollout: --waves {text!r} is not a list of numbers, as 0.1,1.0") from None
 
 
 def _counts(view: RolloutView) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Annotated, cast
 
 import typer
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from causeway.cli.common import DEFAULT_STATE, EXIT_FAILED, Json, State, console, explained, print_json, run, table
@@ -178,4 +178,10 @@ def _inputs(values: list[str]) -> Values:
             inputs[name] = json.loads(value)
         except ValueError:
             inputs[name] = value
-    return TypeAdapter(Values).validate_python(inputs)
+    try:
+        return TypeAdapter(Values).validate_python(inputs)
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        raise MessageError(
+            f"read input {name}: it is not a text, a number, true or false, or not of a length that a task may carry"
+        ) from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,8 +23,13 @@ from causeway.cli.common import (
     run,
     table,
 )
+from causeway.learning.export import weights_of, write_release_files
 from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
+from edge_runtime.errors import EdgeError
+from edge_runtime.learning.trainer import load_dataset
 from services.kit.api.aggregator import JobRequest, JobView
+from services.kit.artifacts import open_store
+from services.kit.errors import RefusedError
 
 app = typer.Typer(no_args_is_help=True, help="Train across devices without moving their data.")
 
@@ -35,7 +42,7 @@ def start(
     dataset: Annotated[str, typer.Option("--dataset", help="Local data set of the devices to train on.")],
     fleet: Annotated[str | None, typer.Option("--fleet", help="Default: the platform's.")] = None,
     estimator: Annotated[str, typer.Option("--estimator", help="Installed on the devices.")] = "classifier@1",
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000)] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", help="How many.", min=1, max=10_000)] = 10,
     device: Annotated[list[str] | None, typer.Option("--device", help="Only these; may be repeated.")] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the estimator, as lr=0.05.")
@@ -45,7 +52,7 @@ def start(
         float, typer.Option("--deadline", help="Seconds that a round waits for the last device.")
     ] = 120.0,
     attempts: Annotated[int, typer.Option("--max-attempts", help="In vain for one round until the job fails.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Of the initial weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the initial weights.", min=0)] = 0,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
@@ -70,7 +77,10 @@ def start(
             seed=seed,
         )
         await platform.create_job(request)
-        return await platform.start_job(job)
+        try:
+            return await platform.start_job(job)
+        except RefusedError as error:
+            raise RefusedError(f"{error}; the job is made, begin it with `causeway train resume {job}`") from error
 
     parameters = dict(map(_parameter, parameter or []))
     view = run(state, begin)
@@ -140,6 +150,41 @@ def show(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
 
 
 @app.command()
+def export(
+    job: Job,
+    out: Annotated[Path, typer.Option("--out", help="Folder for model.onnx and smoke.safetensors.")],
+    samples: Annotated[Path, typer.Option("--samples", help="`.npz` with `x`: inputs of the smoke test.")],
+    state: State = DEFAULT_STATE,
+    as_json: Json = False,
+) -> None:
+    """Write a job's newest weights as ONNX, and the smoke test for a release of it.
+
+    Example: causeway train export digits-1 --out digits --samples shards/holdout.npz
+    """
+
+    async def work(platform: Orchestrator) -> tuple[Path, Path]:
+        view = await platform.job(job)
+        if view.weights is None:
+            raise RefusedError(f"export job {job}: no round is closed yet; see `causeway train watch {job}`")
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "weights.safetensors"
+            await open_store(platform.state, platform.settings).fetch(view.weights.sha256, weights)
+            try:
+                return write_release_files(weights_of(weights), load_dataset(samples)[0], out)
+            except (ValueError, OSError, EdgeError) as error:
+                raise RefusedError(f"export job {job}: {error}") from error
+
+    model, smoke = run(state, work)
+    if as_json:
+        print_json({"model": str(model), "smoke": str(smoke)})
+        return
+    console.print(f"wrote [bold]{model}[/] and its smoke test {smoke}", soft_wrap=True)
+    console.print(
+        f"next: causeway release stage {model} --smoke {smoke} --model NAME --version VERSION", soft_wrap=True
+    )
+
+
+@app.command()
 def stop(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     """Open no further round; `causeway train resume` goes on.
 
@@ -179,12 +224,11 @@ async def _follow(platform: Orchestrator, job: str) -> JobView:
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
     )
-    view: JobView | None = None
+    view = await platform.job(job)
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(job, total=None, note="")
         async for view in changes(platform, job):
             progress.update(bar, total=view.rounds, completed=_closed(view), note=_note(view))
-    assert view is not None
     return view
 
 

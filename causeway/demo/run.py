@@ -31,7 +31,7 @@ from causeway.platform.init import InitOptions, init_platform
 from causeway.platform.supervisor import Supervisor, exclusive
 from causeway.sdk import Orchestrator
 from services.kit import logs
-from services.kit.errors import PlatformError
+from services.kit.errors import PlatformError, SettingsError
 from services.kit.folder import StateFolder
 
 DEVICES = 8
@@ -40,17 +40,19 @@ DRAIN_TIMEOUT_S = 60.0
 
 
 def run_demo(*, report: Path, folder: Path | None, keep: bool, as_json: bool) -> int:
-    """Run the demo; returns the exit code: 0 if every expectation came true."""
+    """Run the demo; returns the exit code: 0 if every expectation came true.
+
+    Raises:
+        SettingsError: if the folder is in use, or the report cannot be written.
+    """
     console = Console(stderr=as_json)
     logs.configure("demo", "ERROR")
+    _check(report, folder)
     root = folder or Path(tempfile.mkdtemp(prefix="causeway-demo-"))
-    if folder is not None and any(folder.glob("*")):
-        console.print(f"[red]causeway:[/] run the demo in {folder}: it is not empty; name a new folder")
-        return 2
     result = DemoReport()
     try:
         code = asyncio.run(_run(root, result, console, keep=keep))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted; every process of the demo was ended")
         code = 130
     report.write_text(result.model_dump_json(indent=2) + "\n")
@@ -63,6 +65,13 @@ def run_demo(*, report: Path, folder: Path | None, keep: bool, as_json: bool) ->
             f"logs of the platform: {root / 'platform' / 'logs'}, of the devices: {root / 'devices'}/*/agent.log"
         )
     return code
+
+
+def _check(report: Path, folder: Path | None) -> None:
+    if folder is not None and any(folder.glob("*")):
+        raise SettingsError(f"run the demo in {folder}: it is not empty; name a new folder")
+    if not report.absolute().parent.is_dir():
+        raise SettingsError(f"write {report} after the demo: there is no folder {report.parent}; make it first")
 
 
 async def _run(root: Path, report: DemoReport, console: Console, *, keep: bool) -> int:

@@ -13,6 +13,7 @@ from tuf.api.metadata import Metadata, Targets
 from tuf.api.serialization import DeserializationError
 
 from schemas.ids import Digest, Identifier, Ulid, Version
+from schemas.wording import problems
 from services.kit.errors import SettingsError
 from services.kit.folder import write_private
 
@@ -95,9 +96,7 @@ def read_release(path: Path) -> ReleaseFile:
             f"read release file {path}: {error.strerror}; `causeway release stage` writes it"
         ) from error
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise SettingsError(f"read release file {path}: {place}: {problem['msg']}; stage it again") from error
+        raise SettingsError(f"read release file {path}: {problems(error)}; stage it again") from error
 
 
 def write_release(path: Path, release: ReleaseFile) -> None:

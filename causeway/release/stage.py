@@ -13,6 +13,7 @@ from tuf.api.metadata import DelegatedRole, Delegations, Metadata, TargetFile, T
 from causeway.release.files import LocalArtifact, ReleaseFile, StagedRole
 from causeway.release.smoke import check_smoke
 from schemas.ota import ReleaseCustom, SmokeSpec, Stage
+from schemas.wording import problems
 from services.depot.metadata import (
     PRIVATE_FIELD,
     TARGETS,
@@ -176,8 +177,7 @@ def _add_target(signed: Targets, draft: Draft, now: datetime, diff: list[str]) -
             created=now.replace(microsecond=0),
         )
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise SettingsError(f"stage {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        raise SettingsError(f"stage {path}: {problems(error)}") from error
     fields = custom.model_dump(mode="json", exclude_none=True)
     signed.targets[path] = TargetFile(recipe.length, {"sha256": recipe.sha256}, path, {"custom": fields})
     diff.append(f"+ {path}: {recipe.length} bytes, sha256 {recipe.sha256}, seq {custom.seq}")

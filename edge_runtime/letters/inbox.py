@@ -128,6 +128,10 @@ class Inbox:
         latest = self._database.read("SELECT max(time) FROM floors")[0][0]
         return None if latest is None else utc(latest)
 
+    def time_floors(self) -> dict[str, datetime]:
+        """What each service key has proven, by its id."""
+        return {row["keyid"]: utc(row["time"]) for row in self._database.read("SELECT keyid, time FROM floors")}
+
     def prove(self, keyid: str, generation: int, time: datetime) -> None:
         """Raise the time that a key has proven; by steps of a minute, to spare the flash."""
         rows = self._database.read("SELECT time FROM floors WHERE keyid = ?", (keyid,))

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from edge_runtime.errors import OutboxError
 from edge_runtime.identity import Identity
 from edge_runtime.letters.outbox import Outbox, Stored
-from edge_runtime.letters.sending import Flight, RoundTrip, Run, cut_short, plan, receipted
+from edge_runtime.letters.sending import Flight, RoundTrip, Run, cut_short, plan, recalled, receipted
 from edge_runtime.link import Link
 from edge_runtime.logs import Log
 from schemas.errors import ContractError
@@ -82,7 +82,7 @@ class Postman:
     def resend_from(self, lane: Lane, sequence: int) -> None:
         """Send again what is still here from `sequence` on."""
         if self._active:
-            self._flights[lane] = receipted(self._flights[lane], sequence - 1, time.monotonic())
+            self._flights[lane] = recalled(self._flights[lane], sequence, time.monotonic())
             self._wake.set()
 
     async def run(self) -> None:

@@ -106,6 +106,11 @@ def receipted(flight: Flight, mark: int, now: float) -> Flight:
     return flight
 
 
+def recalled(flight: Flight, first: int, now: float) -> Flight:
+    """Send again from `first` on; what was not receipted yet is never passed over."""
+    return receipted(flight, min(flight.mark, first - 1), now)
+
+
 def _deadline(flight: Flight, wait_s: float) -> float:
     return flight.since + min(MAX_WAIT_S, wait_s * float(1 << flight.silences))
 

@@ -19,6 +19,7 @@ from edge_runtime.logs import Log
 from edge_runtime.ports import Jobs
 from edge_runtime.trust.keyring import Keyring
 from schemas.depot import MAX_TRUST_BYTES, TrustAnnouncement, TrustState, Want
+from schemas.events import utc
 
 log = Log(__name__)
 
@@ -42,6 +43,8 @@ class Treasury:
     """Sends a `want` parcel; False if it cannot be sent now."""
     refreshed: Callable[[], None]
     """Called after each pack that was looked at, whatever came of it."""
+    system: Callable[[], datetime] = lambda: utc(time.time())
+    """The clock as it is, without what service keys have proven."""
 
 
 class TrustKeeper:
@@ -106,6 +109,8 @@ class TrustKeeper:
                     "platform": identity.platform,
                     "floors": identity.tuf_floors.model_dump() if identity.tuf_floors else None,
                     "now": treasury.now().isoformat(),
+                    "system": treasury.system().isoformat(),
+                    "proven": {keyid: at.isoformat() for keyid, at in treasury.inbox.time_floors().items()},
                 },
                 timeout_s=REFRESH_TIMEOUT_S,
             )

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def run(params: dict[str, Any]) -> dict[str, Any]:
     Args:
         params: `folder` (the trust folder), `pack` (base64 of what `down/trust` brought, or the path of a file with it,
             or null to verify again what is held), `root_sha256` (of the pinned root, from the token), `platform`,
-            `floors` (`TrustFloors` of the welcome as a dict, or null), `now` (ISO 8601 with offset).
+            `floors` (`TrustFloors` of the welcome as a dict, or null), `now` (ISO 8601 with offset), and, to undo a
+            time that a stolen key has proven, `system` (the clock without any proof) and `proven` (time by key id).
 
     Returns:
         `trust`: `TrustState` as a dict; `changed`: whether the keyring should be loaded again.
@@ -52,24 +54,22 @@ def run(params: dict[str, Any]) -> dict[str, Any]:
         record = None  # enrolled anew, with another platform's token
     held = cached_files(folder, record) if record else {}
     now = _time(params["now"])
-    bootstrap = _pinned(params["root_sha256"], {**offered, **held})
-    with refreshed(_metadata(held), _metadata(offered), bootstrap, now) as verified:
-        _check_platform(verified.root, params["platform"])
-        services = _services(verified, {**held, **offered}, params["platform"])
-        signed_floors = _load_models(verified, {**held, **offered})
-        state = _state(verified)
-        for floor in _floors(record, params.get("floors")):
-            check_versions(state, floor, keys_replaced=_keys_replaced(verified, floor.root))
-        files = {**verified.files(), RECORD_FILE: services}
-    floors = highest(record.floors if record else {}, signed_floors, set(signed_floors))
-    made = _record(params["root_sha256"], state, _next_cache(record), files, floors, now)
+    try:
+        found = _verify(params, record, held, offered, now)
+    except TrustError as error:
+        if error.reason != "expired" or "proven" not in params:
+            raise
+        now = _moment_of_listed_keys(params, record, held, offered, now)
+        found = _verify(params, record, held, offered, now)
+    floors = highest(record.floors if record else {}, found.floors, set(found.floors))
+    made = _record(params["root_sha256"], found.state, _next_cache(record), found.files, floors, now)
     changed = record is None or (record.accepted, record.files) != (made.accepted, made.files)
     if changed or not held:
-        _switch(folder, made, files)
+        _switch(folder, made, found.files)
     else:
         assert record is not None
         write_record(folder, made.model_copy(update={"cache": record.cache}))
-    return {"trust": state.model_dump(), "changed": changed}
+    return {"trust": found.state.model_dump(), "changed": changed}
 
 
 def target(params: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +112,51 @@ def target(params: dict[str, Any]) -> dict[str, Any]:
         "floor": max(floor, record.floors.get(model, 0)),
         "revoked": revoked,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What verified: its versions, its files, and the floors that the models' roles sign."""
+
+    state: TrustState
+    files: dict[str, bytes]
+    floors: dict[str, int]
+
+
+def _verify(
+    params: Mapping[str, Any],
+    record: TrustRecord | None,
+    held: Mapping[str, bytes],
+    offered: Mapping[str, bytes],
+    now: datetime,
+) -> _Found:
+    bootstrap = _pinned(params["root_sha256"], {**offered, **held})
+    with refreshed(_metadata(held), _metadata(offered), bootstrap, now) as verified:
+        _check_platform(verified.root, params["platform"])
+        services = _services(verified, {**held, **offered}, params["platform"])
+        signed_floors = _load_models(verified, {**held, **offered})
+        state = _state(verified)
+        for floor in _floors(record, params.get("floors")):
+            check_versions(state, floor, keys_replaced=_keys_replaced(verified, floor.root))
+        return _Found(state, {**verified.files(), RECORD_FILE: services}, signed_floors)
+
+
+def _moment_of_listed_keys(
+    params: Mapping[str, Any],
+    record: TrustRecord | None,
+    held: Mapping[str, bytes],
+    offered: Mapping[str, bytes],
+    now: datetime,
+) -> datetime:
+    """The time that is proven by the keys that the offered metadata still lists.
+
+    A thief of a service key can prove a far future to a device without a clock, in which the very metadata that takes
+    the key back is expired. So it is verified as of the system's clock first, only to learn which proofs still count.
+    """
+    system = _time(params["system"])
+    services = ServicesDocument.read(_verify(params, record, held, offered, system).files[RECORD_FILE])
+    listed = {key.keyid for key in services.keys}
+    return min(now, max([system, *(_time(at) for keyid, at in params["proven"].items() if keyid in listed)]))
 
 
 def _metadata(files: Mapping[str, bytes]) -> dict[str, bytes]:

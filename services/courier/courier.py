@@ -48,6 +48,7 @@ class Courier:
     def start(self) -> None:
         """Begin; not ready before this instance is known to be a standby, or takes letters."""
         service = self._service
+        service.bus.on_disconnect(self._intake.doubt)
         service.bus.on_reconnect(self._reconnected)
         service.on_close(self._close)
         service.wait_on("devices")

@@ -94,7 +94,16 @@ class Intake:
         self._puller: Puller | None = None
         self._unsaved = 0
         self._saved_at = time.monotonic()
+        self._doubted = False
         self.serving = asyncio.Event()
+
+    def doubt(self) -> None:
+        """The connection was lost: a restarted server may hold less of IN than it had acknowledged.
+
+        Until IN was read again no receipt goes out, since it could promise letters that are gone.
+        """
+        self._doubted = True
+        self._receipts.suspend()
 
     def interrupt(self, why: str) -> None:
         """The consumer may be gone."""
@@ -114,6 +123,9 @@ class Intake:
         """
         while True:
             try:
+                if self._doubted:
+                    self._doubted = False
+                    self._forget()
                 if self._marks is None:
                     await self._restore()
                 if self._puller is None:
@@ -149,7 +161,8 @@ class Intake:
         self._sessions.remember(sessions)
         self._marks = marks
         await self.save()
-        await self._receipts.resume(marks)
+        if not self._doubted:
+            await self._receipts.resume(marks)
 
     def _forget(self) -> None:
         # What was in flight may or may not be stored; only IN knows.

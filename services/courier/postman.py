@@ -111,8 +111,9 @@ class Postman:
         while True:
             await self._delete.wait()
             self._delete.clear()
-            while self._doomed:
-                batch = self._doomed[:DELETE_BATCH]
+            # A new list means that OUT was read anew.
+            while doomed := self._doomed:
+                batch = doomed[:DELETE_BATCH]
                 requests = [Request(_DELETE, json.dumps({"seq": n, "no_erase": True}).encode()) for n in batch]
                 try:
                     # "Not found" is an answer as good as any: the letter is gone.
@@ -121,7 +122,7 @@ class Postman:
                     log.warning("letters.not_deleted", letters=len(batch), error=repr(error))
                     await asyncio.sleep(RETRY_S)
                     continue
-                del self._doomed[: len(batch)]
+                del doomed[: len(batch)]
 
     async def expire(self) -> None:
         """Drop letters whose time is over."""
@@ -134,7 +135,7 @@ class Postman:
     async def _load(self) -> int:
         boxes, last = Mailboxes(self._limits), 0
         # Numbers of a restored OUT may name other letters.
-        self._doomed.clear()
+        self._doomed = []
         self._fresh.clear()
         async for message in scan(self._bus, OUT.name, headers_only=True):
             last = sequence_of(message)

@@ -75,7 +75,7 @@ def open_letter(raw: bytes, subject: str, devices: Devices, platform: str, now: 
     envelope = parse(raw)
     if kind == ENROL:
         letter = read_up(envelope.body, ENROL)
-        stranger = _check_enrol(envelope, letter, devices.verifier(address))
+        stranger = _check_enrol(envelope, letter, devices.get(address))
         check_up(letter, address, platform, now)
         return Opened(address, kind, _slip(letter, address), raw, stranger=stranger)
     verifier = _verifier(devices, address)
@@ -92,10 +92,11 @@ def open_letter(raw: bytes, subject: str, devices: Devices, platform: str, now: 
     return Opened(address, kind, _slip(stamp, address), raw, refusal=refusal)
 
 
-def _check_enrol(envelope: Envelope, letter: UpLetter[Any], present: Verifier | None) -> bool:
+def _check_enrol(envelope: Envelope, letter: UpLetter[Any], present: DeviceRecord | None) -> bool:
     brought = Verifier.from_base64(letter.data.public_key)
     envelope.verify({brought.keyid: brought})
-    return present is not None and present.keyid != brought.keyid
+    # The key of a device that may not speak at present is its key all the same.
+    return present is not None and present.public_key != letter.data.public_key
 
 
 def _verifier(devices: Devices, address: Address) -> Verifier:

@@ -17,7 +17,7 @@ from tuf.api.serialization import DeserializationError
 from schemas.aggregator import Artifact
 from schemas.ota import ReleaseCustom
 from schemas.trust import SERVICES_TARGET, ServicesDocument
-from services.depot.metadata import PRIVATE_FIELD, SERVICES_FILE, TARGETS, model_of, target_path
+from services.depot.metadata import PRIVATE_FIELD, SERVICES_FILE, TARGETS, file_of, model_of, target_path
 from services.depot.repository import Repository
 from services.kit.api.depot import ReleaseView
 from services.kit.errors import RefusedError
@@ -70,6 +70,7 @@ def review(repository: Repository, files: Mapping[str, str]) -> Publication:
         else:
             _review_model(repository, publication, targets, name, raw)
         publication.files[name] = raw
+    _review_rest(repository, publication, root, targets)
     _review_services(repository, publication, targets, services)
     return publication
 
@@ -169,6 +170,30 @@ def _review_model(repository: Repository, publication: Publication, targets: Tar
         else:
             publication.releases.append(view)
     publication.roles[role] = signed.version
+
+
+def _review_rest(repository: Repository, publication: Publication, root: Root, targets: Targets) -> None:
+    """What stays as it is must hold under new keys as well, or devices would refuse everything, new keys included."""
+    if publication.root is not None and publication.targets == repository.head.targets:
+        _still_holds(repository, root, TARGETS, publication.targets)
+    delegated = targets.delegations.roles if targets.delegations else None
+    if publication.targets == repository.head.targets or not delegated:
+        return
+    for role, version in repository.head.roles.items():
+        if publication.roles[role] == version and role in delegated:
+            _still_holds(repository, targets, role, version)
+
+
+def _still_holds(repository: Repository, delegator: Root | Targets, role: str, version: int) -> None:
+    name = file_of(role, version)
+    try:
+        metadata: Metadata[Targets] = Metadata.from_bytes(repository.file(name))
+        delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except (DeserializationError, RepositoryError, ValueError) as error:
+        raise RefusedError(
+            f"publish: {name} is not signed by the keys that hold from now on ({error}); "
+            f"sign version {version + 1} of {role} with them and publish it together with this"
+        ) from error
 
 
 def _review_services(

@@ -46,7 +46,10 @@ class Bus:
         self.user = user
         self.closing = False
         self._on_reconnect: list[Callback] = []
+        self._on_disconnect: list[Callable[[], None]] = []
         self._recovering: asyncio.Task[None] | None = None
+        self._failed = asyncio.Event()
+        self._failure: Exception | None = None
 
     @property
     def nc(self) -> Client:
@@ -61,6 +64,32 @@ class Bus:
     def on_reconnect(self, callback: Callback) -> None:
         """Have `callback` run after each reconnect, to make again what a restarted server forgot."""
         self._on_reconnect.append(callback)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Have `callback` run whenever the connection is lost: what is known of the server may not hold any more."""
+        self._on_disconnect.append(callback)
+
+    def disconnected(self) -> None:
+        """Callback of the connection."""
+        log.warning("bus.disconnected", user=self.user)
+        for callback in self._on_disconnect:
+            callback()
+
+    def fail(self, error: Exception) -> None:
+        """Something that lives on this connection ended for good; the first error counts."""
+        if not self.closing and self._failure is None:
+            self._failure = error
+            self._failed.set()
+
+    async def until_failed(self) -> None:
+        """Wait for the end of the connection, or of something that lives on it.
+
+        Raises:
+            Exception: what ended; nothing repairs it but to start the service anew.
+        """
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
 
     async def bucket(self, name: str) -> KeyValue:
         """A bucket, waiting for its owner to make it.
@@ -93,6 +122,13 @@ class Bus:
         if self._recovering is not None:
             self._recovering.cancel()
         self._recovering = asyncio.create_task(self._recover())
+        self._recovering.add_done_callback(self._recovery_ended)
+
+    def _recovery_ended(self, task: asyncio.Task[None]) -> None:
+        # A service that is recovered in part only would fail in silence.
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            self.fail(error)
 
     async def _recover(self) -> None:
         for callback in self._on_reconnect:
@@ -119,7 +155,12 @@ async def connect(state: StateFolder, settings: Settings, user: str) -> Bus:
 
     async def disconnected() -> None:
         if not bus.closing:
-            log.warning("bus.disconnected", user=user)
+            bus.disconnected()
+
+    async def closed() -> None:
+        # nats-py gives up for good at some errors that the server sends, however many reconnects are allowed.
+        why = f": {problems[0]}" if problems else ""
+        bus.fail(UnreachableError(f"stay connected to the bus as {user}: the connection was ended for good{why}"))
 
     async def failed(error: Exception) -> None:
         problems[:] = [str(error) or repr(error)]
@@ -137,6 +178,7 @@ async def connect(state: StateFolder, settings: Settings, user: str) -> Bus:
         pending_size=32 << 20,
         reconnected_cb=reconnected,
         disconnected_cb=disconnected,
+        closed_cb=closed,
         error_cb=failed,
         logger=None,
     )

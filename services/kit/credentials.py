@@ -67,7 +67,10 @@ def public_nkey(raw: bytes, prefix: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Subjects that a user may publish and subscribe to; nothing else is allowed. `forbidden` is cut out of `publish`."""
+    """Subjects that a user may publish and subscribe to; nothing else is allowed.
+
+    `forbidden` is cut out of `publish`.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]

@@ -7,14 +7,21 @@ import contextlib
 from collections.abc import Callable
 from typing import Literal
 
+import structlog
+from nats.errors import Error as NatsError
 from nats.js.kv import KeyValue
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from schemas.envelope import Verifier
+from schemas.errors import ContractError
 from schemas.ids import Address
 from schemas.registry import Capabilities
 from services.kit.bus import Bus
+from services.kit.errors import UnreachableError
 
+log = structlog.get_logger()
+
+LOAD_TIMEOUT_S = 30.0
 Standing = Literal["enrolled", "revoked", "quarantined"]
 
 
@@ -71,6 +78,7 @@ class DeviceBook:
         self._verifiers: dict[Address, Verifier] = {}
         self._listeners: list[Callable[[DeviceRecord], None]] = []
         self._following: asyncio.Task[None] | None = None
+        self._watcher: KeyValue.KeyWatcher | None = None
         self._arrivals: dict[Address, asyncio.Event] = {}
         self.ready = asyncio.Event()
 
@@ -104,7 +112,11 @@ class DeviceBook:
         self._listeners.append(listener)
 
     async def follow(self, bus: Bus) -> None:
-        """Load the bucket and keep following it until closed; returns once it is loaded."""
+        """Load the bucket and keep following it until closed; returns once it is loaded.
+
+        Raises:
+            UnreachableError: if it is not there, or does not come whole.
+        """
         await self._start(bus)
         bus.on_reconnect(lambda: self._start(bus))
 
@@ -115,18 +127,49 @@ class DeviceBook:
 
     async def _start(self, bus: Bus) -> None:
         self.close()
-        watcher = await (await bus.bucket("devices")).watch(">")
+        await self._leave()
+        bucket = await bus.bucket("devices")
+        state = (await bus.js.stream_info("KV_devices")).state
         loaded = asyncio.Event()
-        self._following = asyncio.create_task(self._pump(watcher, loaded))
-        await loaded.wait()
+        self._watcher = await bucket.watch(">")
+        pump = self._pump(self._watcher, loaded, state.last_seq if state.messages else 0)
+        self._following = asyncio.create_task(pump)
+        self._following.add_done_callback(lambda task: report_end(bus, task))
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                await loaded.wait()
+        except TimeoutError as error:
+            raise UnreachableError(f"load bucket devices: not whole after {LOAD_TIMEOUT_S:g} s") from error
         self.ready.set()
 
-    async def _pump(self, watcher: KeyValue.KeyWatcher, loaded: asyncio.Event) -> None:
+    async def _leave(self) -> None:
+        # A watch that nobody reads any more would keep its messages in memory.
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            try:
+                await watcher.stop()  # type: ignore[no-untyped-call]
+            except NatsError as error:
+                log.debug("devices.watcher_left", error=repr(error))
+
+    async def _pump(self, watcher: KeyValue.KeyWatcher, loaded: asyncio.Event, newest: int) -> None:
         async for entry in watcher:
             if entry is None:  # the marker that says "all loaded"
                 loaded.set()
-            elif entry.operation is None and entry.value:
-                self.learn(DeviceRecord.model_validate_json(entry.value))
+                continue
+            if entry.operation is None and entry.value:
+                self._read(entry.key, entry.value)
+            # The marker rests on a count that 2.9.10 gets wrong after overwrites.
+            if (entry.revision or 0) >= newest:
+                loaded.set()
+
+    def _read(self, key: str, value: bytes) -> None:
+        try:
+            self.learn(DeviceRecord.model_validate_json(value))
+        except (ValidationError, ContractError) as error:
+            # Nothing that this device says can be believed, but the other devices are still followed.
+            log.error("device.unreadable", device=key, error=str(error))
+            fleet, _, device = key.partition(".")
+            self._verifiers.pop(Address(fleet, device), None)
 
     def learn(self, record: DeviceRecord) -> None:
         """Take over a record."""
@@ -140,3 +183,11 @@ class DeviceBook:
             self._arrivals[address].set()
         for listener in self._listeners:
             listener(record)
+
+
+def report_end(bus: Bus, task: asyncio.Task[None]) -> None:
+    """End the service with its watch of devices: it would not hear of a revocation."""
+    if task.cancelled():
+        return
+    error = task.exception() or UnreachableError("follow bucket devices: the watch ended")
+    bus.fail(error if isinstance(error, Exception) else UnreachableError(repr(error)))

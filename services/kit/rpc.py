@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ContractError
 from schemas.topics import rpc_subject
+from schemas.wording import problems
 from services.kit.bus import Bus
 from services.kit.errors import NotFoundError, PlatformError, RefusedError, UnreachableError
 
@@ -43,7 +44,7 @@ def serve(
         try:
             result = await handler(request.model_validate_json(message.body or b"{}"))
         except ValidationError as error:
-            return _failure("malformed", "; ".join(f"{_place(p['loc'])}: {p['msg']}" for p in error.errors()[:3]))
+            return _failure("malformed", problems(error, "request"))
         except PlatformError as error:
             return _failure(error.code, str(error))
         except ContractError as error:
@@ -86,7 +87,3 @@ async def call(
 
 def _failure(code: str, message: str) -> bytes:
     return json.dumps({"ok": False, "error": {"code": code, "message": message}}).encode()
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, loc)) or "request"

@@ -46,6 +46,7 @@ class Service:
         self._tasks: list[asyncio.Task[Any]] = []
         self._waiting: set[str] = {"start"}
         self._closing: list[Callable[[], Awaitable[None]]] = []
+        self._ending = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
@@ -101,6 +102,7 @@ class Service:
             loop.add_signal_handler(number, stop.set)
         await health.start(self.settings.http.host, self.settings.http.health_ports.get(self.name, 0))
         try:
+            self.spawn(self.bus.until_failed(), "connection")
             await self._ensure()
             self.bus.on_reconnect(self._ensure)
             await wire(self)
@@ -120,6 +122,7 @@ class Service:
         await wait_for(lambda: ensure_owned(self.bus.js, self.name), "JetStream")
 
     async def _close(self, health: Health) -> None:
+        self._ending = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -130,9 +133,10 @@ class Service:
         log.info("service.stopped")
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or self._failed.done():
+        if self._ending or self._failed.done():
             return
-        error = task.exception()
+        # Only a library cancels what nobody here did; a loop that ended so is as dead as one that raised.
+        error = PlatformError(f"run {task.get_name()}: it was cancelled") if task.cancelled() else task.exception()
         if error is not None:
             self._failed.set_exception(error)
         else:

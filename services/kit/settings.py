@@ -5,12 +5,13 @@ from __future__ import annotations
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from schemas.ids import Identifier, Ulid
+from schemas.ids import HOST, Identifier, Ulid
+from schemas.wording import problems
 from services.kit.errors import SettingsError
 from services.kit.folder import StateFolder
 
@@ -20,7 +21,7 @@ S = TypeVar("S", bound=BaseSettings)
 class BusSettings(BaseModel):
     """The one nats-server with its two listeners."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(pattern=HOST)] = "127.0.0.1"
     """Address that both listeners bind to and that tokens name."""
     nats_port: int = Field(4222, ge=1, le=65535)
     mqtt_port: int = Field(8883, ge=1, le=65535)
@@ -130,8 +131,9 @@ def _read(state: StateFolder, model: type[S], values: dict[str, Any]) -> S:
     try:
         return model(**values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
-        raise SettingsError(f"read {state.settings}: {problems}; correct it or take it out for the default") from error
+        raise SettingsError(
+            f"read {state.settings}: {problems(error)}; correct it or take it out for the default"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

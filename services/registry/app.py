@@ -11,7 +11,7 @@ from schemas.topics import event_subject
 from services.kit import rpc
 from services.kit.api.depot import TrustAnswer
 from services.kit.api.registry import DeviceRequest, ListRequest, TokenRequest
-from services.kit.bus import connect
+from services.kit.bus import Bus, connect
 from services.kit.credentials import NKey
 from services.kit.devices import DeviceRecord
 from services.kit.errors import RefusedError, UnreachableError
@@ -68,8 +68,7 @@ async def wire(service: Service) -> None:
     account = NKey.load(state.bus_keys / "account.nk")
     mint = Mint(account, key.signer.seed)
 
-    system = await connect(state, service.settings, SYSTEM_USER)
-    service.on_close(system.close)
+    system = await _connect_system(service)
     claims = Claims(
         state, system, lambda: live_revocations(devices.all(), int(time.time())), time.time, settings.max_revocations
     )
@@ -131,3 +130,11 @@ async def wire(service: Service) -> None:
         observe(devices, table)
 
     service.every(METRICS_S, measure, "metrics")
+
+
+async def _connect_system(service: Service) -> Bus:
+    """The connection that revocations go over."""
+    system = await connect(service.state, service.settings, SYSTEM_USER)
+    service.on_close(system.close)
+    service.spawn(system.until_failed(), "system connection")
+    return system

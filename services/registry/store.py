@@ -13,7 +13,7 @@ from nats.js.kv import KeyValue
 
 from schemas.ids import Address
 from services.kit.bus import Bus
-from services.kit.devices import DeviceBook, DeviceRecord, device_key
+from services.kit.devices import DeviceBook, DeviceRecord, device_key, report_end
 from services.kit.errors import PlatformError
 from services.registry.tokens import TokenRecord
 
@@ -111,6 +111,7 @@ class Devices:
         self._following = asyncio.create_task(
             self._pump(self._watcher, loaded, state.last_seq if state.messages else 0)
         )
+        self._following.add_done_callback(lambda task: report_end(bus, task))
         await loaded.wait()
         self.book.ready.set()
 

@@ -14,8 +14,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from causeway.learning.export import to_onnx
 from tests.support.platform import eventually
 
 CAUSEWAY = [sys.executable, "-m", "causeway.cli.main"]
@@ -114,6 +116,89 @@ def test_unknown_things_exit_with_3(up: Path) -> None:
     assert "nobody" in unknown.stderr
 
 
+def one_release(folder: Path) -> str:
+    weights = [np.zeros(shape, np.float32) for shape in ((64, 4), (4,), (4, 10), (10,))]
+    (folder / "model.onnx").write_bytes(to_onnx(weights))
+    return str(folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["device", "list"],
+        ["release", "list"],
+        ["rollout", "list"],
+        ["task", "submit", "nobody-has@1"],
+        ["train", "list"],
+        ["data", "shard", "--out", "OUT/shards"],
+        ["device", "enrol", "cam-json", "--out", "OUT/cam.token"],
+        ["release", "stage", "MODEL", "--model", "json", "--version", "1.0.0", "-o", "OUT/m.release.json"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_with_json_standard_output_holds_nothing_else(up: Path, tmp_path: Path, command: list[str]) -> None:
+    model = one_release(tmp_path)
+    filled = [part.replace("OUT", str(tmp_path)).replace("MODEL", model) for part in command]
+    state = [] if command[0] == "data" else ["--state", str(up)]
+    done = causeway(*filled, *state, "--json")
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+
+
+def test_an_unsigned_release_is_refused_and_says_what_is_missing(up: Path, tmp_path: Path) -> None:
+    file = str(tmp_path / "m.release.json")
+    staged = causeway(
+        *("release", "stage", one_release(tmp_path), "--model", "m", "--version", "1.0.0"),
+        *("-o", file, "--state", str(up)),
+    )
+    assert staged.returncode == 0, staged.stderr
+    refused = causeway("release", "publish", file, "--state", str(up))
+    assert refused.returncode == 4
+    assert "lacks 1 of 1 signatures" in refused.stderr
+    assert "causeway release sign" in refused.stderr
+
+
+BAD = [
+    (2, "ONNX Runtime cannot load it", "release stage TEXT --model m --version 1.0.0"),
+    (2, "name the file", "release stage OUT/nothing.onnx --model m --version 1.0.0"),
+    (2, "is not a version", "release stage MODEL --model m --version 1,0"),
+    (2, "causeway release stage", "release publish OUT/nothing.json"),
+    (3, "causeway release list", "rollout create nothing 1.0.0"),
+    (3, "causeway rollout list", "rollout abort 01J00000000000000000000000"),
+    (2, "'x' is not an id", "rollout watch x"),
+    (2, "not a list of numbers", "rollout create m 1.0.0 --waves a,b"),
+    (2, "deadline_s", "rollout create m 1.0.0 --deadline -1"),
+    (2, "name@version", "task submit profile"),
+    (2, "wall_s", "task submit profile@1 --deadline 1e300"),
+    (2, "name=value", "task submit profile@1 -i digits"),
+    (3, "causeway task list", "task show 01J00000000000000000000000"),
+    (4, "have dataset nothing", "train start j --dataset nothing"),
+    (4, "known are classifier@1", "train start k --dataset digits --estimator other@1"),
+    (2, "max_attempts", "train start l --dataset digits --max-attempts 0"),
+    (3, "causeway train list", "train watch nothing"),
+    (2, "there is no folder", "device enrol cam-2 --out OUT/nothing/cam.token"),
+    (2, "not an identifier", "device list --fleet a.b"),
+    (2, "alpha must be", "data shard --out OUT/s --alpha -1"),
+]
+
+
+@pytest.mark.parametrize(("code", "told", "line"), BAD, ids=[line for _, _, line in BAD])
+def test_a_wrong_command_ends_with_a_sentence_and_its_exit_code(
+    up: Path, tmp_path: Path, code: int, told: str, line: str
+) -> None:
+    (tmp_path / "text").write_text("no model")
+    names = {"OUT": str(tmp_path), "TEXT": str(tmp_path / "text"), "MODEL": one_release(tmp_path)}
+    words = line.split()
+    for name, value in names.items():
+        words = [word.replace(name, value) for word in words]
+    state = [] if words[0] == "data" or words[:2] == ["release", "sign"] else ["--state", str(up)]
+    refused = causeway(*words, *state)
+    assert refused.returncode == code, refused.stderr
+    assert told in refused.stderr
+    assert refused.stderr.startswith("causeway: ")
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["cam.1", "cam 1", "cam/1", "cam+", "#"])
 def test_a_bad_identifier_is_refused_with_what_is_allowed(up: Path, name: str) -> None:
     refused = causeway("device", "enrol", name, "--state", str(up))
@@ -159,6 +244,12 @@ def test_a_port_in_use_is_named_with_its_setting(tmp_path: Path) -> None:
     assert "bus.mqtt_port" in refused.stderr
 
 
+def test_a_bad_identifier_in_the_settings_is_named(up: Path) -> None:
+    refused = causeway("device", "list", "--state", str(up), environment={"CAUSEWAY_FLEET": "a b"})
+    assert refused.returncode == 2
+    assert "fleet: 'a b' is not an identifier" in refused.stderr
+
+
 def test_a_missing_nats_server_is_named_with_its_package(tmp_path: Path) -> None:
     state = tmp_path / "state"
     assert causeway("init", "--state", str(state), "--free-ports").returncode == 0
@@ -194,6 +285,15 @@ def test_an_old_python_is_refused_by_the_installer(tmp_path: Path) -> None:
     )
     assert refused.returncode == 1
     assert "Python 3.9.2 is too old: it needs Python 3.11 or newer" in refused.stderr
+
+
+@pytest.mark.parametrize("module", ["causeway.cli.main", "edge_runtime.cli", "services.courier.__main__"])
+def test_an_old_python_is_refused_by_every_program(module: str) -> None:
+    code = f"import sys; sys.version_info = (3, 10, 4); import {module}"
+    refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert refused.returncode == 2
+    assert "Python 3.10.4 is too old: it needs Python 3.11 or newer" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ class RawDevice:
         account = NKey.load(self.live.state.bus_keys / "account.nk")
         publish, subscribe = (bootstrap_permissions if self.bootstrap else device_permissions)(self.address)
         claims = UserClaims(
-            name=self.name,
+            name=str(self.address),
             subject=public_nkey(self.signer.public_key, nkeys.PREFIX_BYTE_USER),
             permissions=Permissions(publish, subscribe),
             issued_at=int(time.time()) - 60,

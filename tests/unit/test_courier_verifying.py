@@ -148,6 +148,10 @@ def test_an_enrol_letter_proves_itself_and_nothing_else() -> None:
     assert not renewal.stranger
     again = open_letter(write("enrol", enrol(OTHER), signer=OTHER), subject("enrol"), Book(), PLATFORM, NOW)
     assert again.stranger
+    # Nor does a revoked device's silence make room for others in its epochs.
+    revoked = Book(standing="revoked")
+    assert open_letter(write("enrol", enrol(OTHER), signer=OTHER), subject("enrol"), revoked, PLATFORM, NOW).stranger
+    assert not open_letter(write("enrol", enrol(KEY)), subject("enrol"), revoked, PLATFORM, NOW).stranger
     with pytest.raises(ContractError) as raised:
         open_letter(write("enrol", enrol(KEY), signer=OTHER), subject("enrol"), Book(), PLATFORM, NOW)
     assert raised.value.reason == "unknown_key"

@@ -11,6 +11,7 @@ from edge_runtime.letters.sending import (
     Run,
     cut_short,
     plan,
+    recalled,
     receipted,
 )
 
@@ -83,6 +84,13 @@ def test_a_gap_is_not_crossed_before_the_letters_in_front_are_receipted() -> Non
 def test_a_mark_that_goes_backwards_sends_again_what_is_kept() -> None:
     flight = receipted(Flight(mark=10, sent=12), 4, 0.0)
     assert plan(flight, Run(5, 12), 0.0, 1.0).run == Run(5, 12)
+
+
+@given(st.integers(0, 50), st.integers(1, 100))
+def test_a_recall_sends_again_and_never_passes_over_a_letter(mark: int, first: int) -> None:
+    flight = recalled(Flight(mark=mark, sent=mark), first, now=0.0)
+    assert flight.mark == min(mark, first - 1)
+    assert plan(flight, Run(flight.mark + 1, 100), 0.0, 1.0).run is not None
 
 
 def test_what_the_link_did_not_take_goes_next_time() -> None:

@@ -27,7 +27,7 @@ class JobRequest(BaseModel):
     round_deadline_s: float = Field(120.0, gt=0, le=86_400)
     max_attempts: int = Field(5, ge=1, le=1_000)
     unit: int = Field(1, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**53)
 
 
 class JobName(BaseModel):

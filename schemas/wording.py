@@ -1,0 +1,38 @@
+"""What is wrong with a message or a setting, in words for people instead of patterns."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from schemas.ids import DIGEST, ENTRY_POINT, HOST, IDENTIFIER, IDENTIFIER_RULE, ULID, VERSION
+
+MAX_PROBLEMS = 3
+_RULES = {
+    IDENTIFIER: f"is not an identifier: {IDENTIFIER_RULE}",
+    ENTRY_POINT: "is not of the form name@version, as profile@1",
+    VERSION: "is not a version: use up to 64 letters, digits, '.', '+' or '-', as 1.2.0",
+    ULID: "is not an id of 26 characters, as `list` prints them",
+    HOST: "is not a host: use its DNS name or its address, without a port",
+    DIGEST: "is not a sha256 of 64 hex digits",
+}
+
+
+def problems(error: ValidationError, whole: str = "value") -> str:
+    """The first problems in one sentence; `whole` names what is meant where no field is.
+
+    Only what must be a name is quoted, so that no secret gets into a message.
+    """
+    found = error.errors(include_url=False)
+    shown = "; ".join(f"{_place(problem, whole)}: {_problem(problem)}" for problem in found[:MAX_PROBLEMS])
+    rest = len(found) - MAX_PROBLEMS
+    return f"{shown}; and {rest} more" if rest > 0 else shown
+
+
+def _place(problem: ErrorDetails, whole: str) -> str:
+    return ".".join(str(part) for part in problem["loc"] if part != "[key]") or whole
+
+
+def _problem(problem: ErrorDetails) -> str:
+    rule = _RULES.get(str(problem.get("ctx", {}).get("pattern")))
+    return problem["msg"] if rule is None else f"{str(problem['input'])[:60]!r} {rule}"
