@@ -22,8 +22,8 @@ up: $(VENV)/.platform ## Run a platform in .causeway until Ctrl-C
 test: $(VENV)/.dev ## Run all tests against real servers
 	$(BIN)/python -m pytest $(PYTEST)
 
-test-quick: $(VENV)/.dev ## Run the tests that need no server
-	$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST)
+test-quick: $(VENV)/.dev ## Run the tests that need no server, and check that they cover the core
+	$(BIN)/python -m pytest tests/unit tests/contract --cov --cov-report=term $(PYTEST)
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -181,7 +181,7 @@ def _inputs(values: list[str]) -> Values:
     try:
         return TypeAdapter(Values).validate_python(inputs)
     except ValidationError as error:
-        name = error.errors()[0]["loc"][0]
+        wrong = error.errors()[0]["loc"][0]
         raise MessageError(
-            f"read input {name}: it is not a text, a number, true or false, or not of a length that a task may carry"
+            f"read input {wrong}: it is not a text, a number, true or false, or not of a length that a task may carry"
         ) from None

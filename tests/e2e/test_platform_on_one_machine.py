@@ -14,10 +14,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from causeway.learning.export import to_onnx
+from edge_runtime.learning.catalogue import build_estimator
 from tests.support.platform import eventually
 
 CAUSEWAY = [sys.executable, "-m", "causeway.cli.main"]
@@ -117,7 +117,7 @@ def test_unknown_things_exit_with_3(up: Path) -> None:
 
 
 def one_release(folder: Path) -> str:
-    weights = [np.zeros(shape, np.float32) for shape in ((64, 4), (4,), (4, 10), (10,))]
+    weights = build_estimator("classifier@1", {}, seed=0).get_weights()
     (folder / "model.onnx").write_bytes(to_onnx(weights))
     return str(folder / "model.onnx")
 

@@ -31,6 +31,7 @@ from services.depot.metadata import PRIVATE_FIELD, file_of
 from services.depot.review import Publication, review
 from services.depot.signers import load_public, load_signer, make_signer
 from services.kit.errors import RefusedError, SettingsError
+from tests.support.models import scale_model
 from tests.support.trust_world import DAY, NOW, PLATFORM, World, service_key
 
 
@@ -278,6 +279,7 @@ def test_the_command_line_stages_and_signs(world: World, tmp_path: Path) -> None
     state = ["--state", str(world.state.root)]
     world.state.settings.write_text(f'platform = "{PLATFORM}"\n')
     arguments = [str(tmp_path / "model.onnx"), "--model", "digits", "--version", "1", "-o", str(file), "--json"]
+    (tmp_path / "model.onnx").write_bytes(scale_model(2.0))
     runner = CliRunner()
     done = runner.invoke(app, ["stage", *arguments, *state, "--requires", "ram_mb=64"])
     assert done.exit_code == 0, done.output
