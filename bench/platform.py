@@ -35,6 +35,8 @@ from services.kit.credentials import (
 )
 from services.kit.devices import DeviceRecord, device_key
 from services.kit.folder import StateFolder, write_private
+from services.kit.keys import read_letter_key
+from services.kit.records import next_serial, seal_record
 from services.kit.settings import Settings
 from services.kit.streams import ensure_owned
 
@@ -108,9 +110,10 @@ async def enrol(state: StateFolder, settings: Settings, devices: list[BenchDevic
     async with on_bus(state, settings, "registry") as bus:
         await ensure_owned(bus.js, "registry")
         bucket = await bus.bucket("devices")
+        signer = read_letter_key(state.service_key("registry")).signer
         for start in range(0, len(devices), _PUTS_AT_ONCE):
             batch = devices[start : start + _PUTS_AT_ONCE]
-            await asyncio.gather(*(bucket.put(device_key(d.address), _record(d)) for d in batch))
+            await asyncio.gather(*(bucket.put(device_key(d.address), _record(d, signer)) for d in batch))
 
 
 def metric(settings: Settings, service: str, series: str) -> float:
@@ -143,10 +146,11 @@ def _mint(account: NKey, issued: int, address: Address) -> BenchDevice:
     return BenchDevice(address, signer, user_jwt(account, claims), f"bench{ULID()}")
 
 
-def _record(device: BenchDevice) -> bytes:
+def _record(device: BenchDevice, signer: Signer) -> bytes:
     now = int(time.time())
     key = base64.b64encode(device.signer.public_key).decode()
     record = DeviceRecord(
+        serial=next_serial(0),
         fleet=device.address.fleet,
         device=device.address.device,
         public_key=key,
@@ -160,4 +164,4 @@ def _record(device: BenchDevice) -> bytes:
         jwt_expires=now + _LIFE_S,
         enrolled_at=utc(now).isoformat(),
     )
-    return record.model_dump_json().encode()
+    return seal_record(record, signer)

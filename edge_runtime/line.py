@@ -108,6 +108,7 @@ class Line:
         """Whether this session's hello has its receipt; nothing else is sent before."""
         self.rtt_ms: float | None = None
         self._trusted = False
+        self._group: asyncio.TaskGroup | None = None
         self._hello: asyncio.Task[None] | None = None
         self._hello_due = asyncio.Event()
         self._hello_sent = 0.0
@@ -117,8 +118,13 @@ class Line:
         self._flushing: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled.
+
+        Raises:
+            ExceptionGroup: if a part of the conversation failed, which ends the whole.
+        """
         async with asyncio.TaskGroup() as group:
+            self._group = group
             group.create_task(self.postman.run(), name="postman")
             group.create_task(self.trust.run(), name="trust")
             group.create_task(self.link.run(), name="link")
@@ -177,11 +183,20 @@ class Line:
 
     def _up(self) -> None:
         self.answered, self._trusted, self._hellos = False, False, 0
-        self._hello = asyncio.create_task(self._say_hello(), name="hello")
+        self._begin_hello()
 
     def _down(self) -> None:
         self.answered = False
         self.postman.stop()
+        self._end_hello()
+
+    def _begin_hello(self) -> None:
+        # In the group: a hello that ended in silence would leave a connection that says nothing more.
+        assert self._group is not None, "the link is up only while the line runs"
+        self._end_hello()
+        self._hello = self._group.create_task(self._say_hello(), name="hello")
+
+    def _end_hello(self) -> None:
         if self._hello is not None:
             self._hello.cancel()
 
@@ -315,9 +330,7 @@ class Line:
                 details={f"mark_{lane}": mark for lane, mark in above.items()},
             )
         )
-        if self._hello is not None:
-            self._hello.cancel()
-        self._hello = asyncio.create_task(self._say_hello(), name="hello")
+        self._begin_hello()
 
     def _got(self, letter_id: str) -> None:
         self._gots[letter_id] = None

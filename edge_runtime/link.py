@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ MIN_DELAY_S = 1.0
 """The server holds back the same client id within a second of a drop."""
 MAX_DELAY_S = 15.0
 MAX_REFUSED_DELAY_S = 300.0
+MAX_INCOMING = 512
+MAX_INCOMING_BYTES = 12 << 20
+"""What may wait for the event loop: a window of pieces, and room for letters. Whatever is lost here comes again."""
 BACKLOG_BYTES = 512 * 1024
 """Bytes that may wait for the socket; beyond it only what is urgent is taken."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -98,6 +102,7 @@ class Link:
         """Why there is no connection; None while there is one."""
         self.refused = False
         """Whether the server answered the last attempt with a no."""
+        self.incoming = Incoming()
 
     @property
     def connected(self) -> bool:
@@ -118,7 +123,7 @@ class Link:
         """Connect, and again after each loss, until `close`."""
         failures = 0
         while not self._closing:
-            attempt = _Attempt(self._callbacks.dial(), self._loop, self._callbacks)
+            attempt = _Attempt(self._callbacks.dial(), self._loop, self._callbacks, self.incoming)
             self._attempt = attempt
             try:
                 await attempt.connect()
@@ -168,6 +173,44 @@ class Link:
             return
 
 
+class Incoming:
+    """Counts what waits between paho's thread and the event loop.
+
+    Attributes:
+        dropped: messages that found no room since the start.
+    """
+
+    def __init__(self, messages: int = MAX_INCOMING, size: int = MAX_INCOMING_BYTES) -> None:
+        self._lock = threading.Lock()
+        self._max_messages = messages
+        self._max_size = size
+        self._messages = 0
+        self._size = 0
+        self._full = False
+        self.dropped = 0
+
+    def enter(self, size: int) -> bool:
+        """Take room for a message; False if there is none, so that it is dropped."""
+        with self._lock:
+            if self._messages >= self._max_messages or self._size + size > self._max_size:
+                self.dropped += 1
+                told, self._full = self._full, True
+            else:
+                self._messages += 1
+                self._size += size
+                return True
+        if not told:
+            log.error("link.overrun", waiting=self._max_messages, bytes=self._max_size, dropped=self.dropped)
+        return False
+
+    def leave(self, size: int) -> None:
+        """A message was taken."""
+        with self._lock:
+            self._messages -= 1
+            self._size -= size
+            self._full = self._full and self._messages > 0
+
+
 class _RefusedError(Exception):
     """The server answered and said no."""
 
@@ -175,13 +218,14 @@ class _RefusedError(Exception):
 class _Attempt:
     """One client, one connection."""
 
-    def __init__(self, dial: Dial, loop: asyncio.AbstractEventLoop, callbacks: Callbacks) -> None:
+    def __init__(self, dial: Dial, loop: asyncio.AbstractEventLoop, callbacks: Callbacks, incoming: Incoming) -> None:
         self.dial = dial
         self.ready = False
         self.backlog = 0
         self.lost: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._callbacks = callbacks
+        self._incoming = incoming
         self._subscribed: asyncio.Future[None] = loop.create_future()
         self._sizes: dict[int, int] = {}
         client = mqtt.Client(
@@ -251,7 +295,9 @@ class _Attempt:
             self._loop.call_soon_threadsafe(self._accept)
 
     def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
-        self._loop.call_soon_threadsafe(self._callbacks.message, message.topic, bytes(message.payload))
+        payload = bytes(message.payload)
+        if self._incoming.enter(len(payload)):
+            self._loop.call_soon_threadsafe(self._take, message.topic, payload)
 
     def _on_disconnect(self, _client: mqtt.Client, _user: Any, *_details: Any) -> None:
         if not self._loop.is_closed():
@@ -261,6 +307,10 @@ class _Attempt:
         self._loop.call_soon_threadsafe(self._written, mid)
 
     # Back in the event loop.
+
+    def _take(self, topic: str, payload: bytes) -> None:
+        self._incoming.leave(len(payload))
+        self._callbacks.message(topic, payload)
 
     def _written(self, mid: int) -> None:
         before = self.backlog

@@ -89,6 +89,7 @@ class Vitals:
             "models": [model.model_dump(exclude_none=True) for model in self.served()],
             "tasks": self.marks(),
             "refusals": dict(line.mailroom.refusals),
+            "overrun": line.link.incoming.dropped,
             "refusals_unreported": line.mailroom.unreported,
             "problems": [problem for problem in found if problem],
             "credentials_expire": identity.credentials.expires.isoformat() if identity.credentials else None,

@@ -100,10 +100,12 @@ class Envelope:
     Attributes:
         body: the signed bytes.
         signatures: pairs of key id and 64-byte signature.
+        payload_type: signed with the body, so that one use of a key cannot pass for another.
     """
 
     body: bytes
     signatures: tuple[tuple[str, bytes], ...]
+    payload_type: str = PAYLOAD_TYPE
 
     def verify(self, keys: Mapping[str, Verifier]) -> str:
         """Check the first signature whose key is in `keys`.
@@ -118,31 +120,31 @@ class Envelope:
             verifier = keys.get(keyid)
             if verifier is None:
                 continue
-            if verifier.holds(signature, pae(self.body)):
+            if verifier.holds(signature, pae(self.body, self.payload_type)):
                 return keyid
             raise EnvelopeError(f"signature by key {keyid[:12]} does not hold", reason="bad_signature")
         names = ", ".join(keyid[:12] for keyid, _ in self.signatures)
         raise EnvelopeError(f"no signature by a known key (signed by {names})", reason="unknown_key")
 
 
-def seal(body: bytes, signer: Signer) -> bytes:
+def seal(body: bytes, signer: Signer, payload_type: str = PAYLOAD_TYPE) -> bytes:
     """Sign `body` and wrap it.
 
     Raises:
         EnvelopeError: `oversized` if the result would exceed 64 KiB.
     """
-    signature = base64.b64encode(signer.sign(pae(body))).decode()
+    signature = base64.b64encode(signer.sign(pae(body, payload_type))).decode()
     payload = base64.b64encode(body).decode()
-    # Every part is base64 or hex, so it needs no escaping.
+    # The type is a constant, every other part base64 or hex, so nothing needs escaping.
     raw = (
-        f'{{"payloadType":"{PAYLOAD_TYPE}","payload":"{payload}",'
+        f'{{"payloadType":"{payload_type}","payload":"{payload}",'
         f'"signatures":[{{"keyid":"{signer.keyid}","sig":"{signature}"}}]}}'
     ).encode()
     _bounded(raw)
     return raw
 
 
-def parse(raw: bytes) -> Envelope:
+def parse(raw: bytes, payload_type: str = PAYLOAD_TYPE) -> Envelope:
     """Read an envelope without trusting it.
 
     Raises:
@@ -153,12 +155,13 @@ def parse(raw: bytes) -> Envelope:
         fields = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise EnvelopeError("not JSON: expected a DSSE envelope") from error
-    if not isinstance(fields, dict) or fields.get("payloadType") != PAYLOAD_TYPE:
-        raise EnvelopeError(f"not a DSSE envelope of {PAYLOAD_TYPE}")
+    if not isinstance(fields, dict) or fields.get("payloadType") != payload_type:
+        raise EnvelopeError(f"not a DSSE envelope of {payload_type}")
     listed = fields.get("signatures")
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_SIGNATURES:
         raise EnvelopeError(f"an envelope needs 1 to {MAX_SIGNATURES} signatures")
-    return Envelope(_unbase64(fields.get("payload"), "payload"), tuple(_signature(entry) for entry in listed))
+    signatures = tuple(_signature(entry) for entry in listed)
+    return Envelope(_unbase64(fields.get("payload"), "payload"), signatures, payload_type)
 
 
 def _signature(entry: Any) -> tuple[str, bytes]:

@@ -20,7 +20,7 @@ from schemas.letters import read_up
 from schemas.registry import EventReport
 from schemas.topics import in_subject
 from services.kit.bus import Bus
-from services.kit.devices import DeviceRecord, device_key
+from services.kit.devices import OpenRecord, device_key
 
 _BATCH = 256
 _FETCH_TIMEOUT_S = 1.0
@@ -87,11 +87,13 @@ async def read_effects(bus: Bus) -> list[Effect]:
     return effects
 
 
-async def read_events(bus: Bus, address: Address) -> list[EventReport]:
-    """What a device reported, from its own signed envelopes in IN; each signature is checked here again."""
-    record = DeviceRecord.model_validate_json(
-        (await (await bus.bucket("devices")).get(device_key(address))).value or b""
-    )
+async def read_events(bus: Bus, open_record: OpenRecord, address: Address) -> list[EventReport]:
+    """What a device reported, from its own signed envelopes in IN; each signature is checked here again.
+
+    Raises:
+        ContractError: if the device's record is not the registry's, or an envelope not the device's.
+    """
+    record = open_record((await (await bus.bucket("devices")).get(device_key(address))).value or b"", address)
     verifier = Verifier.from_base64(record.public_key)
     found = []
     async for _, raw in read_stream(bus.js, "IN", in_subject("event", address)):

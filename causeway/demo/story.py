@@ -29,6 +29,7 @@ from services.kit.api.registry import DeviceView
 from services.kit.api.scheduler import Requires, SubmitRequest, TaskView
 from services.kit.bus import connect
 from services.kit.permissions import AUDITOR
+from services.kit.records import RegistryKeys
 
 TASKS = 12
 ROUNDS = 10
@@ -218,13 +219,13 @@ async def attack(stage: Stage) -> None:
     await send_tampered_piece(stage.state, stage.settings, victim, models.running_bytes(stage.victim, MODEL))
     await send_forged_assignment(stage.state, stage.settings, victim, stage.spy.assignments[-1])
     await send_replayed_assignment(stage.state, stage.settings, victim, stored)
+    keys = RegistryKeys(stage.state)
     bus = await connect(stage.state, stage.settings, AUDITOR)
     try:
 
         async def answered() -> bool:
-            reasons = Counter(
-                (event.name, event.reason) for event in await read_events(bus, victim) if event.severity == "high"
-            )
+            told = await read_events(bus, keys.open_record, victim)
+            reasons = Counter((event.name, event.reason) for event in told if event.severity == "high")
             refused = stage.report.refused
             refused.tampered = "wrong_digest" if reasons["piece.refused", "wrong_digest"] else None
             refused.forged = "key_not_allowed" if reasons["letter.refused", "key_not_allowed"] else None

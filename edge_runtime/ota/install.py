@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections import defaultdict
 from typing import Any
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 MAX_SERVED = 16
 """As many as a heartbeat holds."""
 INFER_TIMEOUT_S = 60.0
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class OtaHandler:
@@ -129,11 +131,23 @@ class OtaHandler:
     async def _run(self, model: str) -> None:
         try:
             self._load(model)
-            await Installation(self._context, self._slots, model, self._pace).run()
+            await self._carry_out(model)
         except Exception as error:
             # The order stays open on disk, so the next start tries again; the platform counts it as silent meanwhile.
             log.exception("installation of %s stopped", model)
             self._tell("ota.stopped", "crashed", f"installation of {model}: {type(error).__name__}: {error}", model)
+
+    async def _carry_out(self, model: str) -> None:
+        while True:
+            try:
+                await Installation(self._context, self._slots, model, self._pace).run()
+                return
+            except (OutboxError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+                    raise
+                # What was done stands in the slot; it is carried on and reported once there is room.
+                log.error("installation of %s waits %g s: %s", model, self._pace.disk_retry_s, error)
+            await asyncio.sleep(self._pace.disk_retry_s)
 
     def _supersede(self, state: slot.SlotState, newer: slot.Order) -> slot.SlotState:
         order = state.open_order

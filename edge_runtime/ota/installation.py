@@ -36,6 +36,8 @@ class Pace:
     """For trust metadata that an assignment has overtaken; one question each."""
     fetch_retry_s: float = 15.0
     gate_poll_s: float = 15.0
+    disk_retry_s: float = 60.0
+    """Until a full disk is tried again."""
 
 
 class RefusedError(InstallError):
@@ -63,7 +65,7 @@ class Installation:
         """Bring the order to its verdict and report it; returns at once if there is nothing to do.
 
         Raises:
-            OutboxError: if the verdict could not be stored; it is reported at the next start.
+            OutboxError: if the verdict could not be stored; run it again to report it.
         """
         state = self._load()
         order = state.open_order

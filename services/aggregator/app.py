@@ -9,13 +9,14 @@ from services.kit.api.aggregator import JobName, JobRequest
 from services.kit.artifacts import open_store
 from services.kit.devices import DeviceBook
 from services.kit.intake import Intake
+from services.kit.records import RegistryKeys
 from services.kit.service import Service
 
 
 async def wire(service: Service) -> None:
     """Take over the stored jobs and the devices, then serve."""
     bus = service.bus
-    book = DeviceBook()
+    book = DeviceBook(RegistryKeys(service.state).open_record)
     platform = Platform(service, book, open_store(service.state, service.settings))
     aggregator = Aggregator(Ledger(bus), JobStore(await bus.bucket("jobs")), platform)
     await aggregator.load()
@@ -26,5 +27,7 @@ async def wire(service: Service) -> None:
     rpc.serve(bus, service.name, "stop", JobName, aggregator.stop)
     rpc.serve(bus, service.name, "show", JobName, aggregator.show)
     rpc.serve(bus, service.name, "list", rpc.Nothing, aggregator.list)
-    service.spawn(Intake(bus, service.name, "update", aggregator.on_update, book).run(), "updates")
+    service.spawn(
+        Intake(bus, service.name, service.settings.platform, "update", aggregator.on_update, book).run(), "updates"
+    )
     service.spawn(aggregator.run(), "rounds")

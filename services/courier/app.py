@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from schemas.topics import STATES, UP_LETTERS
 from services.courier.courier import Courier
 from services.courier.handlers import StateHandlers
-from services.courier.intake import Intake, Turnstile
+from services.courier.intake import Intake
 from services.courier.lease import Lease
 from services.courier.pipeline import Pipeline
 from services.courier.postman import Postman
@@ -13,6 +14,8 @@ from services.courier.sessions import Sessions
 from services.courier.settings import CourierSettings
 from services.kit.devices import DeviceBook
 from services.kit.keys import read_letter_key
+from services.kit.records import RegistryKeys
+from services.kit.rejects import Turnstile
 from services.kit.service import Service
 from services.kit.settings import load_table
 
@@ -27,9 +30,9 @@ async def wire(service: Service) -> None:
     pipeline = Pipeline(bus.nc, settings.publish_timeout_s)
     await pipeline.open()
     lease = Lease(bus, settings.lease_refresh_s)
-    book = DeviceBook()
+    book = DeviceBook(RegistryKeys(service.state).open_record)
     sessions = Sessions(settings.max_sessions)
-    turnstile = Turnstile(bus, settings.rejects_per_minute)
+    turnstile = Turnstile(bus, service.name, UP_LETTERS | STATES, settings.rejects_per_minute)
     receipts = Receipts(bus, read_letter_key(service.state.service_key("courier")), platform, sessions, settings)
     postman = Postman(bus, pipeline, settings)
     intake = Intake(

@@ -13,13 +13,12 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from schemas.errors import ContractError
 from schemas.ids import Address
-from schemas.topics import STATES, UP_LETTERS, Channel, Topic, fence_subject, in_subject, refused_subject
+from schemas.topics import Channel, Topic, fence_subject, in_subject, refused_subject
 from services.courier import metrics
 from services.courier.chain import Chain, Entry
 from services.courier.lease import Lease
 from services.courier.marks import Marks, SavedPoint
 from services.courier.ordering import Ruling, Verdict, rule
-from services.courier.pacing import RejectGate
 from services.courier.pipeline import Pipeline, PipelineError
 from services.courier.puller import Puller, PullError, stored_s
 from services.courier.receipts import Receipts
@@ -30,7 +29,7 @@ from services.courier.verifying import Opened, open_letter
 from services.kit.bus import Bus
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
-from services.kit.rejects import REJECTED, Rejects
+from services.kit.rejects import Turnstile
 from services.kit.service import utc_now
 from services.kit.streams import UP
 
@@ -39,29 +38,8 @@ log = structlog.get_logger()
 DURABLE = "courier"
 PULL_WAIT_S = 2.0
 RETRY_S = 0.25
-_KINDS = UP_LETTERS | STATES
 _BREATH = 32
 """Letters verified before others get their turn, about 6 ms."""
-
-
-class Turnstile:
-    """Counts and keeps what is refused, within bounds."""
-
-    def __init__(self, bus: Bus, per_minute: int) -> None:
-        self._rejects = Rejects(bus, "courier")
-        self._gate = RejectGate(per_minute)
-
-    async def refuse(self, subject: str, raw: bytes, error: ContractError) -> None:
-        """Keep a refused message with its reason; beyond the bound it is only counted."""
-        kind = subject.rsplit(".", 1)[-1]
-        if kind not in _KINDS:
-            # One that the sender made up must not become a label.
-            kind = "unknown"
-        sender = ".".join(subject.split(".")[2:4])
-        if not self._gate.allows(sender, error.reason, time.monotonic()):
-            REJECTED.labels("courier", kind, error.reason).inc()
-            return
-        await self._rejects.keep(raw, subject=subject, kind=kind, reason=error.reason, message=str(error))
 
 
 class Intake:

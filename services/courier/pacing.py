@@ -1,4 +1,4 @@
-"""When to send what: receipts at most one per device and interval, rejects at most so many per minute."""
+"""When to send receipts: at most one per device and interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from schemas.ids import Address
 
 MAX_EPOCHS_WAITING = 4
-MINUTE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +59,3 @@ class ReceiptPacer:
     def _sent(self, address: Address, now: float) -> None:
         self._resting.add(address)
         heapq.heappush(self._wakes, (now + self.interval_s, address))
-
-
-@dataclass(slots=True)
-class RejectGate:
-    """Lets so many rejects per device, reason and minute into REJECTS; a device sends again what was refused."""
-
-    per_minute: int
-    _window: float = 0.0
-    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def allows(self, sender: str, reason: str, now: float) -> bool:
-        """Whether to keep this one."""
-        if now >= self._window:
-            self._window = now + MINUTE_S
-            self._counts.clear()
-        count = self._counts.get((sender, reason), 0) + 1
-        self._counts[sender, reason] = count
-        return count <= self.per_minute

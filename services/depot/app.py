@@ -24,7 +24,8 @@ from services.kit.api.depot import PublishRequest, RegisterRequest, ReleaseReque
 from services.kit.artifacts import open_store
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
-from services.kit.rejects import Rejects
+from services.kit.records import RegistryKeys
+from services.kit.rejects import Turnstile
 from services.kit.rpc import Nothing
 from services.kit.service import Service, utc_now
 
@@ -42,7 +43,7 @@ async def wire(service: Service) -> None:
     repository = Repository(service.state.trust)
     store = open_store(service.state, service.settings)
     register = Register(store, await bus.bucket("recipes"))
-    book = DeviceBook()
+    book = DeviceBook(RegistryKeys(service.state).open_record)
     KNOWN.set_function(lambda: len(book))
 
     async def publish(subject: str, data: bytes) -> None:
@@ -58,7 +59,8 @@ async def wire(service: Service) -> None:
         return repository.services() if name == SERVICES_FILE else repository.file(name)
 
     pieces = PieceServer(store, register, publish)
-    requests = Requests(repository, Packs(read), pieces, book, Rejects(bus, service.name), publish, time.monotonic)
+    turnstile = Turnstile(bus, service.name, frozenset({"hello", "want"}))
+    requests = Requests(repository, Packs(read), pieces, book, turnstile, publish, time.monotonic)
     announcer = Announcer(service.announce)
     verbs = Verbs(
         repository,

@@ -22,7 +22,7 @@ from services.depot.queues import Item
 from services.depot.repository import Repository
 from services.kit.devices import DeviceBook
 from services.kit.errors import PlatformError
-from services.kit.rejects import Rejects
+from services.kit.rejects import Turnstile
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Requests:
         packs: Packs,
         pieces: PieceServer,
         book: DeviceBook,
-        rejects: Rejects,
+        turnstile: Turnstile,
         publish: Publish,
         clock: Callable[[], float],
     ) -> None:
@@ -75,25 +75,23 @@ class Requests:
         self._packs = packs
         self._pieces = pieces
         self._book = book
-        self._rejects = rejects
+        self._turnstile = turnstile
         self._publish = publish
         self._budget = Budget(clock)
 
     async def hello(self, message: Msg) -> None:
         """Answer a hello with what the device lacks."""
-        await self._guarded(message, "hello", self._hello)
+        await self._guarded(message, self._hello)
 
     async def parcel(self, message: Msg) -> None:
         """Answer a want."""
-        await self._guarded(message, "want", self._want)
+        await self._guarded(message, self._want)
 
-    async def _guarded(self, message: Msg, kind: str, handler: Any) -> None:
+    async def _guarded(self, message: Msg, handler: Any) -> None:
         try:
             await handler(parse_subject(message.subject), message.data)
         except ContractError as error:
-            await self._rejects.keep(
-                message.data, subject=message.subject, kind=kind, reason=error.reason, message=str(error)
-            )
+            await self._turnstile.refuse(message.subject, message.data, error)
         except (PlatformError, NatsError) as error:
             log.error("request.failed", subject=message.subject, error=repr(error))
 

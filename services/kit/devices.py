@@ -10,10 +10,11 @@ from typing import Literal
 import structlog
 from nats.errors import Error as NatsError
 from nats.js.kv import KeyValue
-from pydantic import BaseModel, ValidationError
+from prometheus_client import Counter
+from pydantic import BaseModel
 
 from schemas.envelope import Verifier
-from schemas.errors import ContractError
+from schemas.errors import ContractError, MessageError
 from schemas.ids import Address
 from schemas.registry import Capabilities
 from services.kit.bus import Bus
@@ -23,6 +24,12 @@ log = structlog.get_logger()
 
 LOAD_TIMEOUT_S = 30.0
 Standing = Literal["enrolled", "revoked", "quarantined"]
+
+REFUSED = Counter(
+    "causeway_device_records_refused",
+    "Values of bucket devices that the registry did not write, by reason.",
+    ["reason"],
+)
 
 
 class Revocation(BaseModel):
@@ -34,8 +41,10 @@ class Revocation(BaseModel):
 
 
 class DeviceRecord(BaseModel):
-    """What the registry knows for good of one device: bucket `devices`, key `{fleet}.{device}`."""
+    """What the registry knows for good of one device: bucket `devices`, key `{fleet}.{device}`, in its envelope."""
 
+    serial: int = 0
+    """Rises with each writing; a reader that saw a higher one does not go back."""
     fleet: str
     device: str
     public_key: str
@@ -65,15 +74,45 @@ class DeviceRecord(BaseModel):
         return Address(self.fleet, self.device)
 
 
+OpenRecord = Callable[[bytes, Address], DeviceRecord]
+"""Reads a value of the bucket as the record of a device, or raises `ContractError`."""
+
+
 def device_key(address: Address) -> str:
     """Key in bucket `devices`."""
     return f"{address.fleet}.{address.device}"
 
 
-class DeviceBook:
-    """A live copy of bucket `devices`."""
+def address_of(key: str) -> Address:
+    """The device of a key. Raises `TopicError`."""
+    fleet, _, device = key.partition(".")
+    return Address(fleet, device)
 
-    def __init__(self) -> None:
+
+def check_serial(record: DeviceRecord, known: DeviceRecord | None) -> None:
+    """Refuse a record from before the known one.
+
+    Raises:
+        MessageError: `replayed`.
+    """
+    if known is not None and record.serial < known.serial:
+        raise MessageError(
+            f"record {record.serial} of {record.address} is older than {known.serial}, which is known",
+            reason="replayed",
+        )
+
+
+def refuse_value(key: str, error: ContractError) -> None:
+    """Count and log a value that was not believed; what was known before still holds."""
+    REFUSED.labels(error.reason).inc()
+    log.error("device.record_refused", device=key[:128], reason=error.reason, error=str(error)[:400])
+
+
+class DeviceBook:
+    """A live copy of bucket `devices`: what `open_record` believes, and never an older record after a newer one."""
+
+    def __init__(self, open_record: OpenRecord) -> None:
+        self._open_record = open_record
         self._records: dict[Address, DeviceRecord] = {}
         self._verifiers: dict[Address, Verifier] = {}
         self._listeners: list[Callable[[DeviceRecord], None]] = []
@@ -164,19 +203,20 @@ class DeviceBook:
 
     def _read(self, key: str, value: bytes) -> None:
         try:
-            self.learn(DeviceRecord.model_validate_json(value))
-        except (ValidationError, ContractError) as error:
-            # Nothing that this device says can be believed, but the other devices are still followed.
-            log.error("device.unreadable", device=key, error=str(error))
-            fleet, _, device = key.partition(".")
-            self._verifiers.pop(Address(fleet, device), None)
+            address = address_of(key)
+            record = self._open_record(value, address)
+            check_serial(record, self._records.get(address))
+            self.learn(record)
+        except ContractError as error:
+            refuse_value(key, error)
 
     def learn(self, record: DeviceRecord) -> None:
-        """Take over a record."""
+        """Take over a record that is known to be the registry's."""
         address = record.address
+        verifier = Verifier.from_base64(record.public_key)
         self._records[address] = record
         if record.standing == "enrolled":
-            self._verifiers[address] = Verifier.from_base64(record.public_key)
+            self._verifiers[address] = verifier
         else:
             self._verifiers.pop(address, None)
         if address in self._arrivals:

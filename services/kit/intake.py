@@ -1,4 +1,4 @@
-"""How a service reads verified letters from IN: in order, each until its effect is stored, poison set aside."""
+"""How a service reads verified letters from IN: each until its effect is stored, poison set aside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.envelope import parse
 from schemas.errors import ContractError
 from schemas.events import UpLetter
 from schemas.ids import Address
-from schemas.letters import read_up
+from schemas.letters import check_up, read_up
 from schemas.topics import in_pattern, parse_in
 from services.kit.bus import Bus, wait_for
 from services.kit.devices import DeviceBook
@@ -38,7 +38,7 @@ KEY_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A letter whose signature this service has checked itself."""
+    """A letter whose signature, source, platform, recipient and age this service has checked itself."""
 
     address: Address
     letter: UpLetter[Any]
@@ -53,15 +53,20 @@ Handler = Callable[[Arrival], Awaitable[None]]
 class Intake:
     """One durable consumer on IN for one kind.
 
-    The handler sees every letter at least once, in the order of IN, and must have one effect. If it raises a
-    `ContractError`, the letter goes to REJECTS; if it raises anything else, the same letter is tried again after a
-    second and those behind it wait, since order is part of the promise.
+    The handler sees every letter at least once and must have one effect per letter. If it raises a `ContractError`, the
+    letter goes to REJECTS; if it raises anything else, the same letter is tried again after a second and those behind
+    it wait. While nothing breaks, letters come in the order of IN, but that is no promise: what was not acknowledged
+    within `ACK_WAIT_S`, after a crash or behind a letter that was retried, comes again behind newer letters. A handler
+    must not rest on more than that each letter, known by its id, counts once.
     """
 
-    def __init__(self, bus: Bus, service: str, kind: str, handler: Handler, book: DeviceBook | None) -> None:
+    def __init__(
+        self, bus: Bus, service: str, platform: str, kind: str, handler: Handler, book: DeviceBook | None
+    ) -> None:
         """`book` None: the kind proves itself (enrol) and the handler verifies it."""
         self._bus = bus
         self._service = service
+        self._platform = platform
         self._kind = kind
         self._handler = handler
         self._book = book
@@ -134,7 +139,10 @@ class Intake:
         if self._book is not None:
             await self._verify(envelope_address=address, raw=message.data)
         letter = read_up(envelope.body, self._kind)
-        return Arrival(address, letter, message.data, message.metadata.timestamp or datetime.now(UTC))
+        stored_at = message.metadata.timestamp or datetime.now(UTC)
+        # It was in time when IN took it, however late and often this service reads it.
+        check_up(letter, address, self._platform, stored_at)
+        return Arrival(address, letter, message.data, stored_at)
 
     async def _verify(self, envelope_address: Address, raw: bytes) -> None:
         assert self._book is not None

@@ -10,6 +10,7 @@ import structlog
 from faststream.nats import NatsMessage
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
+from prometheus_client import Counter
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ContractError
@@ -22,6 +23,8 @@ log = structlog.get_logger()
 
 Request = TypeVar("Request", bound=BaseModel)
 DEFAULT_TIMEOUT_S = 10.0
+INBOX = "_INBOX_"
+STRAY = Counter("causeway_rpc_stray", "Requests that no caller made, by service and verb.", ["service", "verb"])
 _ERRORS: dict[str, type[PlatformError]] = {
     error.code: error for error in (NotFoundError, RefusedError, UnreachableError)
 }
@@ -41,6 +44,11 @@ def serve(
     """
 
     async def answer(message: NatsMessage) -> bytes:
+        if not message.reply_to.startswith(INBOX):
+            # JetStream can be made to send to any subject, but not with an inbox to answer to (decision 0008).
+            log.error("rpc.stray", service=service, verb=verb, reply=message.reply_to[:128])
+            STRAY.labels(service, verb).inc()
+            return _failure("stray", f"ask {service} to {verb}: a request names an inbox of its sender for the answer")
         try:
             result = await handler(request.model_validate_json(message.body or b"{}"))
         except ValidationError as error:

@@ -6,6 +6,7 @@ from services.kit import rpc
 from services.kit.api.ota import CreateRequest, RolloutRequest
 from services.kit.devices import DeviceBook
 from services.kit.intake import Intake
+from services.kit.records import RegistryKeys
 from services.kit.rpc import Nothing
 from services.kit.service import Service
 from services.ota.handlers import Rollouts
@@ -15,7 +16,7 @@ from services.ota.store import RolloutStore
 
 async def wire(service: Service) -> None:
     """Load the rollouts, repeat the letters that a crash may have kept back, then listen."""
-    book = DeviceBook()
+    book = DeviceBook(RegistryKeys(service.state).open_record)
     service.wait_on("devices")
     await book.follow(service.bus)
     service.reached("devices")
@@ -26,5 +27,8 @@ async def wire(service: Service) -> None:
     rpc.serve(service.bus, service.name, "abort", RolloutRequest, rollouts.abort)
     await rollouts.start()
     service.bus.on_reconnect(rollouts.start)
-    service.spawn(Intake(service.bus, service.name, "report", rollouts.on_report, book).run(), "reports")
+    service.spawn(
+        Intake(service.bus, service.name, service.settings.platform, "report", rollouts.on_report, book).run(),
+        "reports",
+    )
     service.spawn(rollouts.work(TICK_S), "rollouts")

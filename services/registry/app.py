@@ -18,6 +18,7 @@ from services.kit.errors import RefusedError, UnreachableError
 from services.kit.intake import Intake
 from services.kit.keys import read_letter_key
 from services.kit.permissions import SYSTEM_USER
+from services.kit.records import RegistryKeys
 from services.kit.rejects import Rejects
 from services.kit.service import Service, utc_now
 from services.kit.settings import load_table
@@ -44,7 +45,8 @@ async def wire(service: Service) -> None:
     bus, state = service.bus, service.state
     settings = load_table(state, service.name, RegistrySettings)
     table = Table()
-    devices = Devices()
+    key = read_letter_key(state.service_key(service.name))
+    devices = Devices(RegistryKeys(state).require(key.signer).open_record, key.signer)
 
     def note(record: DeviceRecord) -> None:
         if record.standing == "enrolled":
@@ -63,8 +65,7 @@ async def wire(service: Service) -> None:
     devices.on_change(note)
     await devices.follow(bus)
     service.on_close(devices.close)
-    tokens = Tokens(await bus.bucket("tokens"))
-    key = read_letter_key(state.service_key(service.name))
+    tokens = Tokens(await bus.bucket("tokens"), key.signer.seed)
     account = NKey.load(state.bus_keys / "account.nk")
     mint = Mint(account, key.signer.seed)
 
@@ -89,6 +90,7 @@ async def wire(service: Service) -> None:
     service.wait_on("telemetry")
     service.spawn(telemetry.run(lambda: service.reached("telemetry")), "telemetry")
     service.every(settings.sweep_s, presence.turn, "presence")
+    service.every(settings.sweep_s, devices.restore, "restoration")
 
     platform = service.settings.platform
     enrolment = Enrolment(
@@ -100,12 +102,11 @@ async def wire(service: Service) -> None:
         announce=announce,
         rejects=rejects,
         settings=settings,
-        platform=platform,
         now=utc_now,
     )
-    events = Events(announce, platform)
-    service.spawn(Intake(bus, service.name, "enrol", enrolment.handle, None).run(), "enrol")
-    service.spawn(Intake(bus, service.name, "event", events.handle, devices.book).run(), "event")
+    events = Events(announce)
+    service.spawn(Intake(bus, service.name, platform, "enrol", enrolment.handle, None).run(), "enrol")
+    service.spawn(Intake(bus, service.name, platform, "event", events.handle, devices.book).run(), "event")
 
     verbs = Verbs(
         devices=devices,

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from schemas.envelope import Verifier, parse
 from schemas.errors import EnvelopeError
 from schemas.ids import Address
-from schemas.letters import check_up
 from schemas.registry import Enrol, EventReport, Twin, Welcome
 from schemas.topics import in_subject
 from services.kit.api.depot import TrustAnswer
@@ -47,7 +46,6 @@ class Enrolment:
         announce: Announce,
         rejects: Rejects,
         settings: RegistrySettings,
-        platform: str,
         now: Now,
     ) -> None:
         self._devices = devices
@@ -58,22 +56,19 @@ class Enrolment:
         self._announce = announce
         self._rejects = rejects
         self._settings = settings
-        self._platform = platform
         self._now = now
 
     async def handle(self, arrival: Arrival) -> None:
         """Answer one enrol letter with a welcome.
 
         Raises:
-            ContractError: if the letter is not signed by the key that it brings, or not meant for this platform.
+            ContractError: if the letter is not signed by the key that it brings.
         """
         address, letter = arrival.address, arrival.letter
         enrol: Enrol = letter.data
         envelope = parse(arrival.envelope)
         own = Verifier.from_base64(enrol.public_key)
         envelope.verify({own.keyid: own})
-        # It was in time when IN took it, however late this service reads it.
-        check_up(letter, address, self._platform, arrival.stored_at)
         stored = self._devices.get(address)
         token = await self._tokens.get(enrol.token) if enrol.token else None
         application = Application(
@@ -157,14 +152,12 @@ class Enrolment:
 class Events:
     """What devices report goes to EVENTS, where operators see it."""
 
-    def __init__(self, announce: Announce, platform: str) -> None:
+    def __init__(self, announce: Announce) -> None:
         self._announce = announce
-        self._platform = platform
 
     async def handle(self, arrival: Arrival) -> None:
         """Announce one event letter."""
         letter, address = arrival.letter, arrival.address
-        check_up(letter, address, self._platform, arrival.stored_at)
         report: EventReport = letter.data
         event = DeviceEvent(
             fleet=address.fleet,

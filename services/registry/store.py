@@ -1,23 +1,47 @@
-"""Buckets `devices` and `tokens`: the registry's ledger, with a live copy of the devices in memory."""
+"""Buckets `devices` and `tokens`: the registry's ledger, with a live copy of the devices in memory.
+
+The registry alone may write bucket `devices`, yet it signs what it writes and believes only that: JetStream can be made
+to write there (decision 0008).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from nats.errors import Error as NatsError
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
+from schemas.envelope import Signer, parse
+from schemas.errors import ContractError
 from schemas.ids import Address
 from services.kit.bus import Bus
-from services.kit.devices import DeviceBook, DeviceRecord, device_key, report_end
+from services.kit.devices import (
+    DeviceBook,
+    DeviceRecord,
+    OpenRecord,
+    address_of,
+    check_serial,
+    device_key,
+    refuse_value,
+    report_end,
+)
 from services.kit.errors import PlatformError
+from services.kit.records import RECORD_TYPE, next_serial, seal_record
 from services.registry.tokens import TokenRecord
 
 log = structlog.get_logger()
+
+RESTORED_AT_ONCE = 64
+NONCE_BYTES = 12
 
 
 class ConflictError(PlatformError):
@@ -35,11 +59,20 @@ class Stored:
 
 
 class Devices:
-    """Bucket `devices`. `book` is the same without revisions, for what verifies letters."""
+    """Bucket `devices`. `book` is the same without revisions, for what verifies letters.
 
-    def __init__(self) -> None:
-        self.book = DeviceBook()
+    Args:
+        open_record: verifies what the bucket holds.
+        signer: the registry's letter key.
+    """
+
+    def __init__(self, open_record: OpenRecord, signer: Signer) -> None:
+        self.book = DeviceBook(open_record)
+        self._open_record = open_record
+        self._signer = signer
         self._stored: dict[Address, Stored] = {}
+        self._overwritten: dict[Address, int] = {}
+        """Revision of what stands where this registry's own record should; 0 if nothing does."""
         self._by_key: dict[str, Address] = {}
         self._listeners: list[Callable[[DeviceRecord], None]] = []
         self._kv: KeyValue | None = None
@@ -92,15 +125,33 @@ class Devices:
             nats.errors.Error: if JetStream does not answer.
         """
         assert self._kv is not None, "follow() comes first"
-        key = device_key(record.address)
+        address = record.address
+        present = self._stored.get(address)
+        if last != (present.revision if present else 0):
+            raise ConflictError(f"write device {address}: revision {last} is not the newest; try again")
+        record = record.model_copy(update={"serial": next_serial(present.record.serial if present else 0)})
+        replaced = self._overwritten.get(address, last)
         try:
-            revision = await self._kv.update(key, record.model_dump_json().encode(), last=last)
+            revision = await self._kv.update(device_key(address), seal_record(record, self._signer), last=replaced)
         except KeyWrongLastSequenceError as error:
-            await self._refresh(key)
-            raise ConflictError(
-                f"write device {record.address}: revision {last} is not the newest; try again"
-            ) from error
+            await self._refresh(address)
+            raise ConflictError(f"write device {address}: revision {replaced} is not the newest; try again") from error
         return self._learn(record, revision)
+
+    async def restore(self) -> None:
+        """Write again what this registry knows where the bucket says something else, or is signed by an earlier key.
+
+        Raises:
+            nats.errors.Error: if JetStream does not answer.
+        """
+        for address in [address for address in self._overwritten if address in self._stored][:RESTORED_AT_ONCE]:
+            stored = self._stored[address]
+            try:
+                await self.write(stored.record, stored.revision)
+            except ConflictError as error:
+                log.warning("device.not_restored", device=str(address), error=str(error))
+            else:
+                log.warning("device.restored", device=str(address))
 
     async def _start(self, bus: Bus) -> None:
         await self.close()
@@ -120,25 +171,55 @@ class Devices:
             if entry is None:
                 loaded.set()
                 continue
-            if entry.operation is None and entry.value:
-                self._learn(DeviceRecord.model_validate_json(entry.value), entry.revision or 0)
+            self._see(entry.key, entry.value or b"", entry.revision or 0)
             # The watcher's own marker rests on a count that 2.9.10 gets wrong after overwrites.
             if (entry.revision or 0) >= newest:
                 loaded.set()
 
-    async def _refresh(self, key: str) -> None:
-        assert self._kv is not None
+    def _see(self, key: str, value: bytes, revision: int) -> None:
+        """Take in what the bucket holds. What replaced a record without being one is noted, to be replaced in turn."""
         try:
-            entry = await self._kv.get(key)
-        except KeyNotFoundError:
+            address = address_of(key)
+        except ContractError as error:
+            refuse_value(key, error)
             return
-        if entry.value:
-            self._learn(DeviceRecord.model_validate_json(entry.value), entry.revision or 0)
+        present = self._stored.get(address)
+        if revision <= max(present.revision if present else 0, self._overwritten.get(address, 0)):
+            return
+        try:
+            record = self._open_record(value, address)
+            check_serial(record, present.record if present else None)
+        except ContractError as error:
+            refuse_value(key, error)
+            if present is not None:
+                self._overwritten[address] = revision
+            return
+        self._learn(record, revision)
+        if self._signer.keyid not in dict(parse(value, RECORD_TYPE).signatures):
+            # While the earlier key still counts; without it nobody would believe the record any more.
+            self._overwritten[address] = revision
+
+    async def _refresh(self, address: Address) -> None:
+        assert self._kv is not None
+        before, key = self._stored.get(address), device_key(address)
+        try:
+            entry: KeyValue.Entry | None = await self._kv.get(key)
+        except KeyNotFoundError as error:
+            entry = error.entry
+        if self._stored.get(address) is not before:
+            return
+        revision = entry.revision or 0 if entry else 0
+        self._see(key, entry.value or b"" if entry else b"", revision)
+        if self._stored.get(address) is before:
+            # Foreign, deleted, or from before what the server acknowledged and lost.
+            self._overwritten[address] = revision
 
     def _learn(self, record: DeviceRecord, revision: int) -> Stored:
         present = self._stored.get(record.address)
-        if present is not None and present.revision >= revision:
+        if present is not None and (present.record.serial, present.revision) >= (record.serial, revision):
             return present
+        if self._overwritten.get(record.address, 0) <= revision:
+            self._overwritten.pop(record.address, None)
         stored = self._stored[record.address] = Stored(record, revision)
         if present is not None and self._by_key.get(present.record.public_key) == record.address:
             del self._by_key[present.record.public_key]
@@ -159,22 +240,32 @@ class StoredToken:
 
 
 class Tokens:
-    """Bucket `tokens`; a record is gone a week after its token could last have been used."""
+    """Bucket `tokens`; a record is gone a week after its token could last have been used.
 
-    def __init__(self, kv: KeyValue) -> None:
+    Encrypted and bound to its key, since the bus keeps neither readers nor writers out of a bucket (decision 0008).
+    """
+
+    def __init__(self, kv: KeyValue, secret: bytes) -> None:
         self._kv = kv
+        self._cipher = ChaCha20Poly1305(hmac.digest(secret, b"causeway tokens", hashlib.sha256))
 
     async def add(self, record: TokenRecord) -> None:
         """Store a new token."""
-        await self._kv.create(record.token, record.model_dump_json().encode())
+        await self._kv.create(record.token, self._seal(record))
 
     async def get(self, token: str) -> StoredToken | None:
-        """A token's record, None where there is none."""
+        """A token's record, None where there is none of this registry's making."""
         try:
             entry = await self._kv.get(token)
         except KeyNotFoundError:
             return None
-        return StoredToken(TokenRecord.model_validate_json(entry.value or b""), entry.revision or 0)
+        value = entry.value or b""
+        try:
+            raw = self._cipher.decrypt(value[:NONCE_BYTES], value[NONCE_BYTES:], token.encode())
+        except (InvalidTag, ValueError):
+            log.error("token.refused", token=token)
+            return None
+        return StoredToken(TokenRecord.model_validate_json(raw), entry.revision or 0)
 
     async def write(self, record: TokenRecord, last: int) -> None:
         """Store a token's use.
@@ -183,6 +274,10 @@ class Tokens:
             ConflictError: if another letter was faster.
         """
         try:
-            await self._kv.update(record.token, record.model_dump_json().encode(), last=last)
+            await self._kv.update(record.token, self._seal(record), last=last)
         except KeyWrongLastSequenceError as error:
             raise ConflictError(f"spend token {record.token}: another letter was faster; look again") from error
+
+    def _seal(self, record: TokenRecord) -> bytes:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, record.model_dump_json().encode(), record.token.encode())

@@ -17,7 +17,7 @@ SECRET_BYTES = 32
 
 
 class TokenRecord(BaseModel):
-    """Bucket `tokens`, key = id. The secret is kept as it is, since an HMAC needs it; the bucket is ours alone."""
+    """Bucket `tokens`, key = id. Stored encrypted (`store.py`): an HMAC needs the secret as it is."""
 
     token: str
     fleet: str

@@ -27,8 +27,11 @@ from services.kit.api.depot import PublishAnswer, PublishRequest, ReleaseRequest
 from services.kit.artifacts import open_store
 from services.kit.bus import connect
 from services.kit.errors import NotFoundError, RefusedError
+from services.kit.rejects import KEPT_PER_MINUTE
+from services.kit.streams import ensure_owned
 from tests.support.depot_device import MqttDevice
 from tests.support.platform import LivePlatform, eventually
+from tests.support.raw_device import in_bus
 
 CAM = Address("home", "cam-1")
 
@@ -175,6 +178,7 @@ def test_an_artifact_that_the_store_lacks_is_refused(depot: LivePlatform, tmp_pa
 
 
 def test_bad_wants_are_kept_with_their_reason_and_counted(depot: LivePlatform) -> None:
+    in_bus(depot, "courier", lambda bus: ensure_owned(bus.js, "courier"))
     device = MqttDevice(depot, CAM)
     device.publish(Channel.PARCEL, "want", b"{")
     device.publish(Channel.PARCEL, "want", b'{"pieces":["xyz"]}')
@@ -189,13 +193,19 @@ def test_bad_wants_are_kept_with_their_reason_and_counted(depot: LivePlatform) -
             f'causeway_rejected_total{{kind="{kind}",reason="{reason}",service="depot"}} {count}' in page
             for kind, reason, count in (
                 ("want", "malformed", "3.0"),
-                ("want", "wrong_kind", "1.0"),
+                ("unknown", "wrong_kind", "1.0"),
                 ("want", "oversized", "1.0"),
                 ("hello", "wrong_kind", "1.0"),
             )
         )
 
     eventually(counted, "every bad message to be counted")
+    for _ in range(3 * KEPT_PER_MINUTE):
+        device.publish(Channel.PARCEL, "want", b"{")
+    total = f'causeway_rejected_total{{kind="want",reason="malformed",service="depot"}} {3 + 3 * KEPT_PER_MINUTE:.1f}'
+    eventually(lambda: total in depot.metrics("depot"), "the flood to be counted")
+    rejects = in_bus(depot, "auditor", lambda bus: bus.js.stream_info("REJECTS"))
+    assert rejects.state.messages == KEPT_PER_MINUTE + 3
     device.hello(TrustState(root=1))
     device.newest("trust")
     device.close()

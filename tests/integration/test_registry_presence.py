@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +13,7 @@ from schemas.letters import write_state
 from schemas.registry import Gone, Heartbeat, OutboxState, Welcome
 from schemas.topics import Channel, Topic
 from services.kit.errors import UnreachableError
+from services.kit.records import RegistryKeys
 from tests.support.platform import LivePlatform
 from tests.support.registry import Link, Thing, World, until
 
@@ -55,10 +55,11 @@ async def shown_online(world: World, thing: Thing, online: bool) -> dict[str, An
 async def stored_online(world: World, thing: Thing, online: bool) -> None:
     """As the other services see it."""
     kv = await (await world.bus("auditor")).bucket("devices")
+    keys = RegistryKeys(world.live.state)
 
     async def look() -> bool:
         entry = await kv.get(f"home.{thing.address.device}")
-        return json.loads(entry.value or b"{}")["online"] == online
+        return keys.open_record(entry.value or b"", thing.address).online == online
 
     await until(look, f"the record of {thing.address} to say online={online}")
 

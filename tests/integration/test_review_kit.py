@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from schemas.ids import Address
+from schemas.envelope import Signer, seal
+from schemas.errors import EnvelopeError
 from services.kit.bus import Bus, connect
-from services.kit.devices import DeviceBook
-from services.kit.errors import PlatformError, UnreachableError
+from services.kit.devices import REFUSED, DeviceBook
+from services.kit.errors import PlatformError, SettingsError, UnreachableError
+from services.kit.folder import write_private
+from services.kit.records import RegistryKeys, seal_record
 from services.kit.service import Service
 from services.kit.streams import ensure_owned
 from tests.support.platform import LivePlatform
 from tests.support.raw_device import RawDevice
+from tests.support.records import put_records, registry_signer
+from tests.support.registry import until
 
 LIMIT_S = 20
+REASONS = {"bad_envelope": 3, "unknown_key": 1, "wrong_source": 2, "replayed": 1, "bad_identifier": 1}
+"""How often each of the forgeries below is refused."""
 
 
 async def serve(live: LivePlatform, wire: Callable[[Service], Awaitable[None]]) -> None:
@@ -62,33 +71,83 @@ async def write(bus: Bus, key: str, value: bytes) -> None:
     await (await bus.bucket("devices")).put(key, value)
 
 
-async def test_one_unreadable_device_does_not_hide_the_others(live: LivePlatform) -> None:
+async def test_what_the_registry_did_not_sign_changes_nothing(live: LivePlatform) -> None:
     registry = await connect(live.state, live.settings, "registry")
     ota = await connect(live.state, live.settings, "ota")
-    book = DeviceBook()
-    one, two = Address("home", "cam-1"), Address("home", "cam-2")
-    records = {name: RawDevice(live, name).record().model_dump_json().encode() for name in ("cam-1", "cam-2")}
+    book = DeviceBook(RegistryKeys(live.state).open_record)
+    one, two, three = (RawDevice(live, f"cam-{number}") for number in (1, 2, 3))
+    signer = registry_signer(live.state)
+    refused = {reason: REFUSED.labels(reason)._value.get() for reason in REASONS}
     try:
-        await ensure_owned(registry.js, "registry")
-        await write(registry, "home.cam-1", records["cam-1"])
+        await put_records(live.state, registry, one.record())
         await book.follow(ota)
-        assert book.verifier(one) is not None
+        genuine = book.get(one.address)
+        assert genuine is not None
 
-        await write(registry, "home.cam-1", b'{"fleet":"home"}')
-        await write(registry, "home.cam-2", records["cam-2"])
-        assert await book.wait_verifier(two, LIMIT_S) is not None
-        # Its last word may have been that it is revoked.
-        assert book.verifier(one) is None
+        forged = RawDevice(live, "cam-1").record().model_copy(update={"serial": 2**53})
+        older = genuine.model_copy(update={"serial": genuine.serial - 1, "standing": "revoked"})
+        recall = seal(forged.model_dump_json().encode(), signer)
+        for value in (
+            b'{"fleet":"home"}',
+            forged.model_dump_json().encode(),
+            seal_record(forged, Signer.generate()),
+            seal_record(two.record(), signer),
+            seal_record(older, signer),
+            recall,
+        ):
+            await write(registry, "home.cam-1", value)
+        await write(registry, "nobody", seal_record(forged, signer))
+        await write(registry, "home.cam-3", seal_record(forged, signer))
+        await put_records(live.state, registry, two.record())
+        assert await book.wait_verifier(two.address, LIMIT_S) is not None
+        assert book.get(one.address) == genuine
+        assert book.verifier(one.address) is not None
+        assert book.get(three.address) is None
+        assert {reason: REFUSED.labels(reason)._value.get() - refused[reason] for reason in REASONS} == REASONS
+
+        revoked = genuine.model_copy(update={"standing": "revoked"})
+        await put_records(live.state, registry, revoked, two.record("revoked"))
+
+        async def cut() -> bool:
+            return book.verifier(two.address) is None
+
+        await until(cut, "the revocation")
+        assert book.verifier(one.address) is None
     finally:
         book.close()
         await ota.close()
         await registry.close()
 
 
+async def test_a_new_key_of_the_registry_needs_no_restart(live: LivePlatform) -> None:
+    keys = RegistryKeys(live.state)
+    new, device = Signer.generate(), RawDevice(live, "cam-1")
+    sealed = seal_record(device.record(), new)
+    with pytest.raises(EnvelopeError, match="no signature by a known key"):
+        keys.open_record(sealed, device.address)
+    with pytest.raises(SettingsError, match="does not name it as the registry's"):
+        keys.require(new)
+    path = live.state.trust / "services.json"
+    document = json.loads(path.read_bytes())
+    [present] = [key for key in document["keys"] if key["service"] == "registry"]
+    public = base64.b64encode(new.public_key).decode()
+    document["keys"].append(present | {"keyid": new.keyid, "public": public, "generation": 2})
+    write_private(path, json.dumps(document).encode())
+    assert keys.open_record(sealed, device.address).address == device.address
+    genuine = seal_record(device.record(), registry_signer(live.state))
+    assert keys.open_record(genuine, device.address).address == device.address
+
+
+async def test_without_the_registrys_key_no_service_starts(live: LivePlatform) -> None:
+    (live.state.trust / "services.json").unlink()
+    with pytest.raises(SettingsError, match=r"registry's public key .* `causeway init` writes it"):
+        RegistryKeys(live.state)
+
+
 async def test_following_again_leaves_no_watch_behind(live: LivePlatform) -> None:
     registry = await connect(live.state, live.settings, "registry")
     ota = await connect(live.state, live.settings, "ota")
-    book = DeviceBook()
+    book = DeviceBook(RegistryKeys(live.state).open_record)
     try:
         await ensure_owned(registry.js, "registry")
         await book.follow(ota)

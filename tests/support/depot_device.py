@@ -22,9 +22,9 @@ from schemas.registry import Capabilities
 from schemas.topics import Channel, Topic, bootstrap_permissions, device_filters, device_permissions
 from services.kit.bus import connect
 from services.kit.credentials import NKey, Permissions, UserClaims, user_jwt
-from services.kit.devices import DeviceRecord, device_key
-from services.kit.streams import ensure_owned
+from services.kit.devices import DeviceRecord
 from tests.support.platform import LivePlatform, eventually
+from tests.support.records import put_records
 
 CAPABILITIES = Capabilities(os="linux", arch="x86_64", python="3.11", agent="test", cpu_count=1, ram_mb=1, disk_mb=1)
 
@@ -64,6 +64,8 @@ class MqttDevice:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # paho leaves closing its wake-up sockets to the garbage collector, which may come too late.
+        self._client._reset_sockets()
 
     def publish(self, channel: Channel, kind: str, raw: bytes) -> None:
         self._client.publish(Topic(self.address, channel, kind).mqtt, raw)
@@ -107,8 +109,6 @@ def enrol(live: LivePlatform, *addresses: Address, standing: str = "enrolled") -
 
     async def write() -> None:
         bus = await connect(live.state, live.settings, "registry")
-        await ensure_owned(bus.js, "registry")
-        bucket = await bus.bucket("devices")
         for address in addresses:
             public = base64.b64encode(Signer.generate().public_key).decode()
             record = DeviceRecord(
@@ -124,7 +124,7 @@ def enrol(live: LivePlatform, *addresses: Address, standing: str = "enrolled") -
                 jwt_expires=1,
                 enrolled_at="2030-01-01T00:00:00Z",
             )
-            await bucket.put(device_key(address), record.model_dump_json().encode())
+            await put_records(live.state, bus, record)
         await bus.close()
 
     asyncio.run(write())

@@ -20,10 +20,11 @@ from schemas.topics import in_subject, out_pattern
 from services.kit import rpc
 from services.kit.api.registry import DeviceRequest, DeviceView, ListRequest
 from services.kit.bus import Bus, connect
-from services.kit.devices import DeviceRecord, device_key
+from services.kit.devices import DeviceRecord
 from services.kit.errors import NotFoundError
 from services.kit.streams import ensure_owned
 from tests.support.platform import POLL_S, LivePlatform
+from tests.support.records import put_records
 
 T = TypeVar("T")
 
@@ -126,8 +127,7 @@ class StandInFleet:
     async def add(self, name: str, **changes: Any) -> StandInDevice:
         device = StandInDevice(Address("harbour", name), **changes)
         self.devices[device.address] = device
-        bucket = await self.registry.bucket("devices")
-        await bucket.put(device_key(device.address), device.record.model_dump_json().encode())
+        await put_records(self.platform.state, self.registry, device.record)
         return device
 
     async def send(self, device: StandInDevice, kind: str, data: Message, letter_id: str | None = None) -> bytes:

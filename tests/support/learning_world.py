@@ -23,6 +23,7 @@ from services.kit.bus import Bus, connect
 from services.kit.mailbox import LETTER_ID
 from tests.support.fleet import StandInDevice, StandInFleet
 from tests.support.platform import LivePlatform
+from tests.support.records import put_records
 
 TIMEOUT_S = 30.0
 JOB = "digits-1"
@@ -69,9 +70,7 @@ class World:
         await asyncio.to_thread(write_shards, x, y, parts, self.folder)
         for number in range(1, count + 1):
             device = await self.fleet.add(f"cam-{number}")
-            bucket = await self.fleet.registry.bucket("devices")
-            record = device.record.model_copy(update={"online": True})
-            await bucket.put(f"harbour.{device.address.device}", record.model_dump_json().encode())
+            await put_records(self.live.state, self.fleet.registry, device.record.model_copy(update={"online": True}))
 
     def request(self, **changes: Any) -> JobRequest:
         fields: dict[str, Any] = {

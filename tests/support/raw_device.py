@@ -29,10 +29,10 @@ from schemas.registry import Capabilities, EventReport
 from schemas.topics import Channel, Topic, bootstrap_permissions, device_filters, device_permissions
 from services.kit.bus import Bus, connect
 from services.kit.credentials import BEARER_SUBSCRIPTIONS, NKey, Permissions, UserClaims, public_nkey, user_jwt
-from services.kit.devices import DeviceRecord, Standing, device_key
+from services.kit.devices import DeviceRecord, Standing
 from services.kit.keys import read_letter_key
-from services.kit.streams import ensure_owned
 from tests.support.platform import LivePlatform, eventually
+from tests.support.records import put_records
 
 T = TypeVar("T")
 CAPABILITIES = Capabilities(os="linux", arch="x86_64", python="3.11", agent="test", cpu_count=1, ram_mb=64, disk_mb=64)
@@ -55,10 +55,7 @@ def enrol(live: LivePlatform, *devices: RawDevice, standing: Standing = "enrolle
     """Write the records of devices, as the registry does after an enrol letter."""
 
     async def write(bus: Bus) -> None:
-        await ensure_owned(bus.js, "registry")
-        bucket = await bus.bucket("devices")
-        for device in devices:
-            await bucket.put(device_key(device.address), device.record(standing).model_dump_json().encode())
+        await put_records(live.state, bus, *(device.record(standing) for device in devices))
 
     in_bus(live, "registry", write)
 
@@ -127,6 +124,8 @@ class RawDevice:
         if self._client is not None:
             self._client.disconnect()
             self._client.loop_stop()
+            # paho leaves closing its wake-up sockets to the garbage collector, which may come too late.
+            self._client._reset_sockets()
             self._client = None
 
     def hello(self, held: tuple[str, ...] = ()) -> None:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import Address
-from services.courier.pacing import Due, ReceiptPacer, RejectGate
+from services.courier.pacing import Due, ReceiptPacer
+from services.kit.rejects import RejectGate
 
 A, B = Address("harbour", "a"), Address("harbour", "b")
 EPOCHS = ("01A", "01B")

@@ -1,27 +1,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edge_runtime.errors import EdgeError, FetchError
+from edge_runtime.errors import EdgeError, FetchError, OutboxError
 from edge_runtime.ota.install import OtaHandler
 from edge_runtime.ota.installation import Pace
 from edge_runtime.ota.slots import Slots
 from edge_runtime.settings import EdgeSettings, OwnerLimits
 from schemas.aggregator import Artifact
 from schemas.depot import Want
-from schemas.events import DownLetter
+from schemas.events import DownLetter, Message
 from schemas.ota import Assign, Gates
 from schemas.registry import Heartbeat
 from tests.support.device import SESSION, Bench
 from tests.support.models import make_release
 from tests.support.platform import eventually
 
-QUICK = Pace(trust_waits_s=(0, 0), fetch_retry_s=0, gate_poll_s=0)
+QUICK = Pace(trust_waits_s=(0, 0), fetch_retry_s=0, gate_poll_s=0, disk_retry_s=0)
 
 
 @pytest.fixture
@@ -244,6 +246,25 @@ async def test_a_damaged_state_is_set_aside_and_reported(bench: Bench) -> None:
     assert bench.sender.letters[-1][0] == "event"
     await carry_out(bench, bench.assign(made))
     assert bench.sender.steps[-1] == "confirm/ok"
+
+
+async def test_a_verdict_that_finds_no_room_is_reported_later_without_a_restart(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, refusals = bench.sender.send, iter([OutboxError("the disk is full"), OSError(errno.ENOSPC, "no space")])
+
+    def send_when_there_is_room(kind: str, data: Message, **options: Any) -> str:
+        if getattr(data, "step", None) == "confirm" and (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return send(kind, data, **options)
+
+    monkeypatch.setattr(bench.sender, "send", send_when_there_is_room)
+    made = bench.publish(make_release())
+    handler = await carry_out(bench, bench.assign(made))
+    assert next(refusals, None) is None
+    assert bench.sender.steps == ["accept/ok", "confirm/ok"]
+    assert [kind for kind, _ in bench.sender.letters] == ["report", "report"]
+    assert [served.digest for served in handler.served()] == [made.digest]
 
 
 def test_the_handler_loads_nothing_heavy() -> None:
