@@ -15,7 +15,7 @@ from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import EdgeError, OutboxError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.handlers import built_in_handlers
-from edge_runtime.household import Household, HouseholdHandler, enrol_letter, stored_twin
+from edge_runtime.household import OFFER, Household, HouseholdHandler, enrol_letter, offer, stored_twin
 from edge_runtime.identity import Identity, require_enrolled, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
@@ -44,6 +44,7 @@ HOUSEKEEPING_S = 30.0
 STATUS_S = 2.0
 RENEWAL_CHECK_S = 60.0
 RENEW_AGAIN_S = 3_600.0
+OFFER_CHECK_S = 60.0
 PIECE_REPORTS_PER_MINUTE = 10
 _MAX_LINE = 512
 
@@ -111,6 +112,8 @@ class Agent:
     def send(self, kind: str, data: Message, *, lane: Lane | None = None, letter_id: str | None = None) -> str:
         """Store a letter; see `ports.Sender`."""
         stored = self._outbox.add(kind, data, lane or lane_of(kind, data), letter_id)
+        if kind == "report":
+            self._beat_now.set()  # which models run may have changed, and lists of devices show heartbeats
         self.wake()
         return stored
 
@@ -206,6 +209,7 @@ class Agent:
             group.create_task(self._every(HOUSEKEEPING_S, self._tidy), name="housekeeping")
             group.create_task(self._every(STATUS_S, self._write_status, self._status_now), name="status")
             group.create_task(self._every(RENEWAL_CHECK_S, self._renew), name="renewal")
+            group.create_task(self._every(OFFER_CHECK_S, self._tell_offer), name="offer")
 
     async def _close(self) -> None:
         await self._dispatcher.close()
@@ -308,6 +312,24 @@ class Agent:
         self._inbox.remember("renewal_asked", str(now.timestamp()))
         self.send("enrol", enrol_letter(self._identity, self._readings.capabilities()))
         log.info("credentials.renewal_asked")
+
+    def _tell_offer(self) -> None:
+        """Tell the platform what came or went in the owner's settings, at start or while running."""
+        unreadable = self._readings.unreadable()
+        problem = f"no `.npz` with an array `x`: {', '.join(unreadable)}"[:_MAX_LINE] if unreadable else None
+        if problem is None:
+            self._problems.pop("datasets", None)
+        elif self._problems.get("datasets") != problem:
+            self._problems["datasets"] = problem
+            log.warning("datasets.unreadable", message=problem)
+        capabilities = self._readings.capabilities()
+        now, told = offer(capabilities), self._inbox.fact(OFFER)
+        if now == told:
+            return
+        if told is not None:
+            self.send("enrol", enrol_letter(self._identity, capabilities))
+            log.info("offer.told", datasets=capabilities.datasets, runners=capabilities.runners)
+        self._inbox.remember(OFFER, now)
 
     def _welcomed(self, identity: Identity) -> None:
         save_identity(self._folder.identity, identity)

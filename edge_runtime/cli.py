@@ -1,4 +1,7 @@
-"""`causeway-edge`: enrol a device, run its agent, ask how it is. Exit codes: 2 usage, 4 refused, 5 unreachable."""
+"""`causeway-edge`: enrol a device, run its agent, ask how it is.
+
+Exit codes: 1 failed or not running, 2 usage, 4 refused, 5 unreachable.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +22,13 @@ from edge_runtime.settings import EdgeSettings, load_settings
 from edge_runtime.version import VERSION
 
 USAGE, REFUSED, UNREACHABLE, FAILED = 2, 4, 5, 1
+STATUS_POLL_S = 0.2
 DEFAULT_CONFIG = Path("edge.toml")
 _EXAMPLES = """examples:
   causeway-edge enrol cam-1.token        become device cam-1; the operator made the token
   causeway-edge run                      serve until stopped
-  causeway-edge status --json            how the agent is doing, for scripts
+  causeway-edge status --wait 10         wait until it is connected, then say how it is doing
+  causeway-edge status --json            the same for scripts
 
 Settings are read from edge.toml in the working folder, or from --config; without a file, defaults apply.
 """
@@ -67,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     enrol.add_argument("--json", action="store_true", help="print the result as JSON")
     verbs.add_parser("run", parents=[common], help="run the agent until stopped")
     status = verbs.add_parser("status", parents=[common], help="show how the agent on this device is doing")
+    status.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait at most S seconds for a connection")
     status.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
 
@@ -118,6 +125,17 @@ async def _serve(settings: EdgeSettings) -> None:
 def _status(settings: EdgeSettings, options: argparse.Namespace) -> int:
     from edge_runtime.status import as_text, read_status  # noqa: PLC0415
 
-    status = read_status(EdgeFolder(settings.state).status)
+    path, deadline = EdgeFolder(settings.state).status, time.monotonic() + options.wait
+    while True:
+        try:
+            status = read_status(path)
+        except ConfigError:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            if (status["running"] and status.get("connected")) or time.monotonic() >= deadline:
+                break
+        time.sleep(STATUS_POLL_S)
     print(json.dumps(status, indent=2) if options.json else as_text(status))
-    return 0
+    healthy = status["running"] and (status.get("connected") or not options.wait)
+    return 0 if healthy else FAILED

@@ -14,7 +14,7 @@ from typing import Any
 from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import EnrolError, TrustError
 from edge_runtime.folder import EdgeFolder
-from edge_runtime.household import TWIN, enrol_letter
+from edge_runtime.household import OFFER, TWIN, enrol_letter, offer
 from edge_runtime.identity import Identity, load_identity, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
@@ -101,7 +101,7 @@ class Enrolment:
         dispatcher = Dispatcher(inbox, _log_failure)
         dispatcher.register([self])
         try:
-            self._post(outbox)
+            self._post(outbox, inbox)
             line = self._line(outbox, inbox, clock, dispatcher, jobs)
             return await self._converse(line, inbox, clock, timeout_s)
         finally:
@@ -110,13 +110,15 @@ class Enrolment:
             outbox.close()
             inbox.close()
 
-    def _post(self, outbox: Outbox) -> None:
+    def _post(self, outbox: Outbox, inbox: Inbox) -> None:
         """Put the enrol letter into the outbox once, in front of everything that a token may not send."""
         identity = self._identity
         if identity.enrol_id is None:
-            letter_id = self._posted(outbox) or outbox.add(
-                "enrol", enrol_letter(identity, DeviceReadings(self._settings).capabilities()), "control"
-            )
+            letter_id = self._posted(outbox)
+            if letter_id is None:
+                capabilities = DeviceReadings(self._settings).capabilities()
+                inbox.remember(OFFER, offer(capabilities))
+                letter_id = outbox.add("enrol", enrol_letter(identity, capabilities), "control")
             identity = identity.model_copy(update={"enrol_id": letter_id})
         save_identity(self._folder.identity, identity)
         self._identity = identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from schemas.registry import Capabilities, Enrol, Recall, Twin, Welcome
 log = Log(__name__)
 
 TWIN = "twin"
+OFFER = "offer_told"
+"""Fact: what `offer` said when the platform was last told."""
+_OFFERED = {"os", "python", "agent", "cpu_count", "gpus", "runtimes", "runners", "estimators"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,12 @@ def stored_twin(inbox: Inbox) -> Twin | None:
     """The platform's wishes as of the last letter."""
     text = inbox.fact(TWIN)
     return None if text is None else Twin.model_validate_json(text)
+
+
+def offer(capabilities: Capabilities) -> str:
+    """What the platform must hear of anew once it changes; of data sets the names, their lengths are in heartbeats."""
+    told = capabilities.model_dump(mode="json", include=_OFFERED)
+    return json.dumps(told | {"datasets": sorted(capabilities.datasets)}, sort_keys=True)
 
 
 def enrol_letter(identity: Identity, capabilities: Capabilities) -> Enrol:

@@ -116,8 +116,7 @@ class Identity(Message):
         """
         if welcome.refused or not (welcome.jwt and welcome.client_id and welcome.expires):
             raise EnrolError(
-                f"enrol {self.address}: the registry refused: {welcome.message or welcome.reason or 'no reason'}; "
-                "ask the operator for a new token (`causeway device enrol`)",
+                f"enrol {self.address}: the registry refused: {welcome.message or welcome.reason or 'no reason'}",
                 reason=welcome.reason or "refused",
             )
         credentials = Credentials(jwt=welcome.jwt, client_id=welcome.client_id, received=now, expires=welcome.expires)
@@ -179,12 +178,15 @@ def read_token(path: Path, now: datetime) -> Token:
         with path.open("rb") as file:
             token = Token.model_validate_json(file.read(MAX_TOKEN_BYTES))
     except OSError as error:
-        raise EnrolError(f"read token {path}: {error.strerror}", reason="token_unreadable") from error
+        raise EnrolError(
+            f"read token {path}: {error.strerror}; name the file that `causeway device enrol` wrote",
+            reason="token_unreadable",
+        ) from error
     except ValidationError as error:
         # The values stay out of the message: one of them is the secret.
-        where = ", ".join(sorted({str(problem["loc"][0]) if problem["loc"] else "file" for problem in error.errors()}))
+        where = ", ".join(sorted({str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}))
         raise EnrolError(
-            f"read token {path}: not an enrolment token (wrong: {where[:200]}); "
+            f"read token {path}: not an enrolment token{f' (wrong: {where[:200]})' if where else ''}; "
             "get one with `causeway device enrol` and copy the file whole",
             reason="token_unreadable",
         ) from error

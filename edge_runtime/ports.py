@@ -73,7 +73,7 @@ class Readings(Protocol):
     """What the device knows of itself."""
 
     def capabilities(self) -> Capabilities:
-        """Found once at start."""
+        """Found once at start, but for the data sets."""
 
     def heartbeat(self) -> Heartbeat:
         """Read now."""

@@ -44,10 +44,15 @@ class DeviceReadings:
         self._capabilities: Capabilities | None = None
 
     def capabilities(self) -> Capabilities:
-        """Found once."""
+        """Found once, but for the data sets, whose files come and go."""
         if self._capabilities is None:
             self._capabilities = self._find()
-        return self._capabilities
+        return self._capabilities.model_copy(update={"datasets": self._datasets.counts()})
+
+    def unreadable(self) -> list[str]:
+        """Data sets of the settings that cannot be used now, each with its file."""
+        usable = self._datasets.counts()
+        return [f"{name} ({path})" for name, path in self._settings.datasets.items() if name not in usable]
 
     def heartbeat(self) -> Heartbeat:
         """Read now; its session is not filled in."""

@@ -66,6 +66,16 @@ class EdgeSettings(BaseModel):
     """Trainable models that the owner installs: `name@1 = "package.module:Class"`."""
 
 
+def _known(error: ValidationError) -> str:
+    """The names that there are, for whoever misspelt one."""
+    wrong = next((problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"), None)
+    if wrong is None:
+        return ""
+    tables: dict[object, type[BaseModel]] = {"outbox": OutboxLimits, "limits": OwnerLimits}
+    known = tables[wrong[0]] if len(wrong) > 1 else EdgeSettings
+    return f"; known are {', '.join(sorted(known.model_fields))}"
+
+
 def load_settings(path: Path) -> EdgeSettings:
     """Read a settings file; relative paths in it count from its folder.
 
@@ -80,7 +90,7 @@ def load_settings(path: Path) -> EdgeSettings:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"read settings {path}: not TOML: {error}") from error
     except ValidationError as error:
-        raise ConfigError(f"read settings {path}: {problems(error)}") from error
+        raise ConfigError(f"read settings {path}: {problems(error)}{_known(error)}") from error
     base = path.parent
     return settings.model_copy(
         update={

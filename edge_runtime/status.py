@@ -63,12 +63,12 @@ def as_text(status: dict[str, Any]) -> str:
     outbox, lines = status.get("outbox", {}), []
     state = "connected" if status.get("connected") else f"not connected ({status.get('problem') or 'starting'})"
     if not status["running"]:
-        state = "not running"
+        state = "not running; start it with `causeway-edge run`"
     lines.append(f"{status.get('fleet')}/{status.get('device')}: {state}")
     lines.append(f"  platform      {status.get('platform')} at {status.get('url')}")
     lines.append(
-        f"  outbox        {outbox.get('waiting', 0)} letters wait, {outbox.get('kept', 0)} receipted ones are kept, "
-        f"{outbox.get('dropped', 0)} were dropped, {outbox.get('refused', 0)} refused"
+        f"  outbox        {outbox.get('waiting', 0)} waiting, {outbox.get('kept', 0)} receipted and kept, "
+        f"{outbox.get('dropped', 0)} dropped, {outbox.get('refused', 0)} refused"
     )
     lines += [
         f"  model         {model['name']} {model['digest'][:12]} revision {model['revision']}"

@@ -18,6 +18,7 @@ ULID = r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$"
 DIGEST = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}$"
 ENTRY_POINT = r"^[a-z][a-z0-9_-]{0,47}@[0-9]{1,4}$"
+WORD = r"^[a-z][a-z0-9_.]{0,62}$"
 HOST = r"^[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}$"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -29,7 +30,7 @@ Digest = Annotated[str, StringConstraints(pattern=DIGEST)]
 """sha256 in lower-case hex."""
 
 Version = Annotated[str, StringConstraints(pattern=VERSION)]
-Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.]{0,62}$")]
+Word = Annotated[str, StringConstraints(pattern=WORD)]
 """A stable machine word: a reason, a step, an event's name."""
 
 Line = Annotated[str, StringConstraints(max_length=512)]

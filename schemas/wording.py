@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas.ids import DIGEST, ENTRY_POINT, HOST, IDENTIFIER, IDENTIFIER_RULE, ULID, VERSION
+from schemas.ids import DIGEST, ENTRY_POINT, HOST, IDENTIFIER, IDENTIFIER_RULE, ULID, VERSION, WORD
 
 MAX_PROBLEMS = 3
 _RULES = {
@@ -13,6 +15,7 @@ _RULES = {
     ENTRY_POINT: "is not of the form name@version, as profile@1",
     VERSION: "is not a version: use up to 64 letters, digits, '.', '+' or '-', as 1.2.0",
     ULID: "is not an id of 26 characters, as `list` prints them",
+    WORD: "is not a word: use up to 63 small letters, digits, '_' or '.', beginning with a letter, as door.open",
     HOST: "is not a host: use its DNS name or its address, without a port",
     DIGEST: "is not a sha256 of 64 hex digits",
 }
@@ -23,7 +26,11 @@ def problems(error: ValidationError, whole: str = "value") -> str:
 
     Only what must be a name is quoted, so that no secret gets into a message.
     """
-    found = error.errors(include_url=False)
+    return sentence(error.errors(include_url=False), whole)
+
+
+def sentence(found: Sequence[ErrorDetails], whole: str = "value") -> str:
+    """As `problems`, for errors that came another way."""
     shown = "; ".join(f"{_place(problem, whole)}: {_problem(problem)}" for problem in found[:MAX_PROBLEMS])
     rest = len(found) - MAX_PROBLEMS
     return f"{shown}; and {rest} more" if rest > 0 else shown
@@ -34,5 +41,7 @@ def _place(problem: ErrorDetails, whole: str) -> str:
 
 
 def _problem(problem: ErrorDetails) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "there is no such name"
     rule = _RULES.get(str(problem.get("ctx", {}).get("pattern")))
     return problem["msg"] if rule is None else f"{str(problem['input'])[:60]!r} {rule}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from causeway.sdk import Orchestrator
 from schemas.errors import ContractError
+from schemas.ids import DIGEST
 from schemas.wording import problems
 from services.kit.errors import NotFoundError, PlatformError, RefusedError, SettingsError, UnreachableError
 
@@ -42,6 +44,10 @@ State = Annotated[
     typer.Option("--state", help="State folder of the platform.", envvar="CAUSEWAY_STATE", show_default=".causeway"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else.")]
+
+_ID_LENGTH = 26
+_SHORT = 12
+_DIGEST = re.compile(DIGEST)
 
 DEFAULT_STATE = Path(".causeway")
 
@@ -73,8 +79,14 @@ def fail(sentence: str, code: int) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-def run(state: Path, work: Callable[[Orchestrator], Awaitable[T]]) -> T:
-    """Do `work` in a session with the platform; errors end the program as `explained` says."""
+def run(state: Path, work: Callable[[Orchestrator], Awaitable[T]], goes_on: str = "") -> T:
+    """Do `work` in a session with the platform; errors end the program as `explained` says.
+
+    Args:
+        state: folder of the platform.
+        work: what to do.
+        goes_on: what Ctrl-C does not end, and how to see it again.
+    """
 
     async def session() -> T:
         async with Orchestrator(state) as platform:
@@ -84,6 +96,8 @@ def run(state: Path, work: Callable[[Orchestrator], Awaitable[T]]) -> T:
         try:
             return asyncio.run(session())
         except KeyboardInterrupt:
+            if goes_on:
+                errors.print(f"interrupted; {goes_on}", soft_wrap=True, highlight=False, markup=False)
             raise typer.Exit(130) from None
 
 
@@ -98,11 +112,28 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
     shown = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.show_edge = False
-    for column in columns:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*("-" if cell is None else str(cell) for cell in row))
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    for index, column in enumerate(columns):
+        longest = max((len(row[index]) for row in cells), default=0)
+        # What is short stays whole, and so does the first column: ids in it are there to be copied.
+        whole = longest <= (_ID_LENGTH if index == 0 else _SHORT)
+        shown.add_column(column, overflow="fold", no_wrap=whole)
+    for cell in cells:
+        shown.add_row(*cell)
     console.print(shown)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def short(value: object) -> str:
+    """A value for people: flat figures as `name value`, digests cut."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {short(item)}" for name, item in value.items())
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:12] if _DIGEST.fullmatch(text) else text
 
 
 def _plain(value: object) -> object:

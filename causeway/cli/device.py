@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from causeway.cli.common import DEFAULT_STATE, Json, State, console, errors, explained, print_json, run, table
+from causeway.cli.common import (
+    DEFAULT_STATE,
+    Json,
+    State,
+    console,
+    counted,
+    errors,
+    explained,
+    print_json,
+    run,
+    table,
+)
 from causeway.sdk import Orchestrator
 from schemas.ids import check_identifier
 from services.kit.api.registry import DeviceView
@@ -18,6 +30,8 @@ from services.kit.folder import StateFolder
 from services.kit.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, list, show and revoke devices.")
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 Name = Annotated[str, typer.Argument(help="Name of the device: letters, digits, '-' and '_'.")]
 Fleet = Annotated[str | None, typer.Option("--fleet", help="Fleet of the device (default: the platform's).")]
@@ -67,19 +81,9 @@ def list_devices(fleet: Fleet = None, state: State = DEFAULT_STATE, as_json: Jso
     if as_json:
         print_json(devices)
         return
-    columns = (
-        "fleet",
-        "device",
-        "standing",
-        "online",
-        "last seen",
-        "battery",
-        "temp",
-        "load",
-        "models",
-        "waiting",
-    )
-    table(f"{len(devices)} devices", columns, [_row(device) for device in devices])
+    columns = ("fleet", "device", "status", "last seen", "battery", "temp", "load", "models", "waiting")
+    now = time.time()
+    table(counted(len(devices), "device"), columns, [_row(device, now) for device in devices])
 
 
 @app.command()
@@ -140,33 +144,28 @@ def _default_fleet(state: Path) -> str:
         return load_settings(StateFolder(state.absolute())).fleet
 
 
-def _row(view: DeviceView) -> tuple[object, ...]:
+def _row(view: DeviceView, now: float) -> tuple[object, ...]:
     beat = view.heartbeat
+    status = view.standing if view.standing != "enrolled" else "online" if view.online else "offline"
+    known = (view.fleet, view.device, status, _ago(view.last_seen, now))
     if beat is None:
-        return (
-            view.fleet,
-            view.device,
-            view.standing,
-            "yes" if view.online else "no",
-            _moment(view.last_seen),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        return (*known, None, None, None, None, None)
     return (
-        view.fleet,
-        view.device,
-        view.standing,
-        "yes" if view.online else "no",
-        _moment(view.last_seen),
+        *known,
         None if beat.battery_percent is None else f"{beat.battery_percent:.0f} %",
         None if beat.temp_c is None else f"{beat.temp_c:.0f} C",
         None if beat.load is None else f"{beat.load:.2f}",
-        ", ".join(f"{model.name}@{model.digest[:8]}" for model in beat.models) or None,
+        "\n".join(f"{model.name}@{model.digest[:8]}" for model in beat.models) or None,
         None if beat.outbox is None else beat.outbox.letters,
     )
+
+
+def _ago(seconds: float | None, now: float) -> str | None:
+    if seconds is None:
+        return None
+    age = max(0.0, now - seconds)
+    length, unit = next(((length, unit) for length, unit in _UNITS if age >= length), (1, "s"))
+    return f"{age // length:.0f} {unit} ago"
 
 
 def _moment(seconds: float | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from causeway.cli.common import DEFAULT_STATE, Json, State, console, explained, print_json, run, table
+from causeway.cli.common import DEFAULT_STATE, Json, State, console, counted, explained, print_json, run, table
 from causeway.release.files import ReleaseFile, read_release, write_release
 from causeway.release.model import check_model
 from causeway.release.publish import publish as publish_release
@@ -81,8 +81,9 @@ def stage(
         print_json({"file": str(file), **_summary(release)})
         return
     for line in release.diff:
-        console.print(line, highlight=False, markup=False)
-    console.print(f"wrote {file}; read the lines above, then: [bold]causeway release sign {file} --key KEY.pem[/]")
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {file}; read the lines above, then")
+    console.print(f"next: [bold]causeway release sign {file} --key KEY.pem[/] for {_signers(release)}", soft_wrap=True)
 
 
 @app.command()
@@ -135,8 +136,14 @@ def publish(file: File, state: State = DEFAULT_STATE, as_json: Json = False) -> 
         print_json(answer)
         return
     for view in answer.releases:
-        console.print(f"published {view.model} {view.version}, sha256 {view.artifact.sha256}", highlight=False)
+        console.print(
+            f"published {view.model} {view.version}, sha256 {view.artifact.sha256}", highlight=False, soft_wrap=True
+        )
+    if not answer.releases and release.version is not None:
+        console.print(f"{release.model} {release.version} was published before; nothing has changed")
     console.print(f"trust: targets {answer.head.targets}, timestamp {answer.head.timestamp}")
+    if release.version is not None:
+        console.print(f"next: [bold]causeway rollout create {release.model} {release.version} --watch[/]")
 
 
 @app.command("list")
@@ -160,11 +167,17 @@ def list_releases(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
             view.custom.stage,
             "yes" if view.custom.smoke else "no",
             "revoked" if view.revoked else "below floor" if view.custom.seq < view.floor else "good",
-            view.artifact.sha256[:16],
+            view.artifact.sha256[:12],
         )
         for view in views
     ]
-    table(f"{len(views)} releases", columns, rows)
+    table(counted(len(views), "release"), columns, rows)
+
+
+def _signers(release: ReleaseFile) -> str:
+    return " and ".join(
+        f"{staged.role} (key {', '.join(k[:12] for k in staged.keyids)})" for staged in release.roles.values()
+    )
 
 
 def _summary(release: ReleaseFile) -> dict[str, object]:

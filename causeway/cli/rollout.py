@@ -8,7 +8,18 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from causeway.cli.common import DEFAULT_STATE, EXIT_FAILED, Json, State, console, explained, print_json, run, table
+from causeway.cli.common import (
+    DEFAULT_STATE,
+    EXIT_FAILED,
+    Json,
+    State,
+    console,
+    counted,
+    explained,
+    print_json,
+    run,
+    table,
+)
 from causeway.sdk import Orchestrator
 from services.kit.api.ota import CreateRequest, RolloutView
 from services.kit.errors import SettingsError
@@ -57,7 +68,9 @@ def create(
     elif as_json:
         print_json(view)
     else:
-        console.print(f"rollout [bold]{view.rollout}[/]: {len(view.devices)} devices in {view.waves} waves")
+        console.print(
+            f"rollout [bold]{view.rollout}[/]: {counted(len(view.devices), 'device')} in {counted(view.waves, 'wave')}"
+        )
         console.print(f"next: [bold]causeway rollout watch {view.rollout}[/]")
 
 
@@ -75,9 +88,11 @@ def watch(rollout: Id, state: State = DEFAULT_STATE, as_json: Json = False) -> N
                     live.update(_summary(view), refresh=True)
         return view
 
-    view = run(state, follow)
+    view = run(state, follow, f"the rollout goes on; see `causeway rollout watch {rollout}`")
     if as_json:
         print_json(view)
+    elif not console.is_terminal:
+        console.print()  # `Live` ends the last line on terminals only
     if view.state != "done":
         raise typer.Exit(EXIT_FAILED)
 
@@ -105,12 +120,12 @@ def list_rollouts(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
     if as_json:
         print_json(rollouts)
         return
-    columns = ("rollout", "model", "version", "fleet", "state", "wave", "devices", "reason")
-    rows = [
-        (v.rollout, v.model, v.version, v.fleet, v.state, f"{v.wave + 1}/{v.waves}", _counts(v), v.reason)
-        for v in rollouts
-    ]
-    table(f"{len(rollouts)} rollouts", columns, rows)
+    columns = ("rollout", "model", "version", "fleet", "state", "wave", "devices")
+    rows = [(v.rollout, v.model, v.version, v.fleet, v.state, f"{v.wave + 1}/{v.waves}", _counts(v)) for v in rollouts]
+    table(counted(len(rollouts), "rollout"), columns, rows)
+    for view in rollouts:
+        if view.reason:
+            console.print(f"{view.rollout}: {view.reason}", markup=False, highlight=False)
 
 
 def _waves(text: str) -> list[float]:

@@ -11,11 +11,23 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from causeway.cli.common import DEFAULT_STATE, EXIT_FAILED, Json, State, console, explained, print_json, run, table
+from causeway.cli.common import (
+    DEFAULT_STATE,
+    EXIT_FAILED,
+    Json,
+    State,
+    console,
+    counted,
+    explained,
+    print_json,
+    run,
+    short,
+    table,
+)
 from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
 from schemas.errors import MessageError
 from schemas.scheduler import Limits, TaskKind, Values
-from services.kit.api.scheduler import Requires, SubmitRequest, TaskView
+from services.kit.api.scheduler import AppliedResult, Requires, SubmitRequest, TaskView
 from services.kit.folder import StateFolder
 from services.kit.settings import load_settings
 
@@ -75,7 +87,7 @@ def submit(
             _placement(views, count)
         return await _wait(platform, views, quiet=as_json) if wait else views
 
-    views = run(state, work)
+    views = run(state, work, "the tasks go on; see `causeway task list`" if wait else "")
     if as_json:
         print_json(views)
     elif wait:
@@ -121,8 +133,7 @@ def show(
     _tasks([view])
     _reasons(view)
     for result in view.results:
-        shown = result.message or json.dumps(result.output)
-        console.print(f"term {result.term} on {result.device}: {result.outcome} {shown}", markup=False)
+        console.print(f"term {result.term} on {result.device}: {result.outcome} {_told(result)}", markup=False)
 
 
 async def _wait(platform: Orchestrator, views: list[TaskView], *, quiet: bool) -> list[TaskView]:
@@ -141,8 +152,8 @@ async def _wait(platform: Orchestrator, views: list[TaskView], *, quiet: bool) -
 def _placement(views: list[TaskView], count: int) -> None:
     placed = Counter(view.device if view.state == "leased" else None for view in views)
     spread = ", ".join(f"{device} {number}" for device, number in sorted(placed.items(), key=str) if device)
-    waiting = f"; {placed[None]} wait" if placed[None] else ""
-    console.print(f"[bold]{count}[/] tasks: {spread or 'no device can take one now'}{waiting}")
+    waiting = f"; {placed[None]} waiting" if placed[None] else ""
+    console.print(f"{counted(count, 'task')}: {spread or 'no device can take one now'}{waiting}")
     if views:
         _reasons(views[0])
 
@@ -160,12 +171,17 @@ def _reasons(view: TaskView) -> None:
 
 
 def _tasks(views: list[TaskView]) -> None:
-    rows = []
+    rows, several = [], len({view.fleet for view in views}) > 1
     for view in views:
-        last = view.results[-1] if view.results else None
-        told = view.reason or (None if last is None else last.message or json.dumps(last.output))
-        rows.append((view.task, view.runner, view.fleet, view.state, view.device, view.term or None, told))
-    table(f"{len(views)} tasks", ("task", "runner", "fleet", "state", "device", "term", "result"), rows)
+        told = [view.reason] if view.reason else []
+        told += [_told(view.results[-1])] if view.results and view.state in _OVER else []
+        where = view.device and (f"{view.fleet}/{view.device}" if several else view.device)
+        rows.append((view.task, view.runner, view.state, where, ": ".join(told) or None))
+    table(counted(len(views), "task"), ("task", "runner", "state", "device", "result"), rows)
+
+
+def _told(result: AppliedResult) -> str:
+    return result.message or short(result.output)
 
 
 def _inputs(values: list[str]) -> Values:

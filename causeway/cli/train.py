@@ -18,6 +18,7 @@ from causeway.cli.common import (
     Json,
     State,
     console,
+    counted,
     errors,
     print_json,
     run,
@@ -99,7 +100,11 @@ def watch(job: Job, state: State = DEFAULT_STATE, as_json: Json = False) -> None
 
     Example: causeway train watch digits-1
     """
-    view = run(state, lambda platform: _follow_json(platform, job) if as_json else _follow(platform, job))
+    view = run(
+        state,
+        lambda platform: _follow_json(platform, job) if as_json else _follow(platform, job),
+        f"the job goes on; see `causeway train watch {job}`",
+    )
     if not as_json:
         show(job, state)
     if view.state == "failed":
@@ -119,7 +124,7 @@ def list_jobs(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
         print_json(jobs)
         return
     columns = ("job", "fleet", "state", "rounds", "present round", "accuracy", "loss", "reason")
-    table(f"{len(jobs)} jobs", columns, [_row(view) for view in jobs])
+    table(counted(len(jobs), "job"), columns, [_row(view) for view in jobs])
 
 
 @app.command()

@@ -20,7 +20,9 @@ def check_model(path: Path) -> None:
     try:
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions have no common base of their own
-        reason = str(error).strip().splitlines()[0]
+        # C++ signatures stand before the reason, which comes last.
+        reason = str(error).strip().splitlines()[0].rpartition(" : ")[2].rpartition(") ")[2].lstrip(", ")
+        older = "; save it with an older `ir_version`" if "IR version" in reason else "; name an ONNX file"
         raise SettingsError(
-            f"stage {path}: ONNX Runtime cannot load it, so no device could ({reason[:200]}); name an ONNX file"
+            f"stage {path}: ONNX Runtime cannot load it, so no device could ({reason[-300:]}){older}"
         ) from error

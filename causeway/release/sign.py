@@ -34,5 +34,7 @@ def sign(release: ReleaseFile, key: Path, password: bytes | None = None) -> tupl
         wanted = "; ".join(
             f"{staged.role}: {', '.join(known[:12] for known in staged.keyids)}" for staged in release.roles.values()
         )
-        raise RefusedError(f"sign with {key}: its key {keyid[:12]} may sign no role of this release ({wanted})")
+        raise RefusedError(
+            f"sign with {key}: its key {keyid[:12]} may sign no role of this release ({wanted}); leave it out"
+        )
     return release.model_copy(update={"roles": roles}), signed

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from schemas.ids import Identifier
+from schemas.wording import sentence
 from services.gateway import metrics, pages
 from services.gateway.platform import Platform
 from services.kit.api.aggregator import JobView
@@ -127,8 +128,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()[:3])
-        return _error(HTTPStatus.UNPROCESSABLE_ENTITY, "malformed", problems)
+        return _error(HTTPStatus.UNPROCESSABLE_ENTITY, "malformed", sentence(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:

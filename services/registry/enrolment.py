@@ -142,7 +142,11 @@ def _check_token(application: Application, known: Known) -> Refuse | None:
         return Refuse("token_unknown", "there is no such token for this device: make one with `causeway device enrol`")
     expected = proof(token.secret, enrol.public_key, enrol.seal_key, application.address)
     if not hmac.compare_digest(expected, enrol.proof or ""):
-        return Refuse("bad_proof", "the proof was not made with this token's secret for these keys")
+        return Refuse(
+            "bad_proof",
+            "the proof was not made with this token's secret for these keys: make a new token with "
+            "`causeway device enrol`",
+        )
     if token.used_by not in {None, application.letter_id}:
         return Refuse("token_used", "the token was used before: make a new one with `causeway device enrol`")
     if token.expires <= application.stored_at:

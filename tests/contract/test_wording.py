@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from schemas.ids import EntryPoint, Identifier, Key32, Ulid, Version
+from schemas.ids import EntryPoint, Identifier, Key32, Ulid, Version, Word
 from schemas.wording import problems
 
 
@@ -32,6 +32,16 @@ def test_names_are_quoted_with_the_rule_that_they_break() -> None:
 
 def test_anything_else_stays_out_of_the_message() -> None:
     assert "hunter2" not in said(key="hunter2")
+
+
+def test_a_name_that_is_not_known_and_a_word_are_told_in_words() -> None:
+    class Strict(Form, extra="forbid"):
+        event: Word = "a"
+
+    with pytest.raises(ValidationError) as raised:
+        Strict.model_validate({"nmae": "a", "event": "Door open"})
+    assert "nmae: there is no such name" in problems(raised.value)
+    assert "event: 'Door open' is not a word: use up to 63 small letters" in problems(raised.value)
 
 
 def test_the_number_of_problems_is_bounded() -> None:

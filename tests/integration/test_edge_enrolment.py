@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_runtime.enrol import choose_identity
@@ -65,6 +66,43 @@ def test_a_device_enrols_runs_and_its_heartbeat_reaches_the_registry(world, devi
     assert credentials.jwt not in said
     assert credentials.client_id not in said
     eventually(lambda: not show(world, device.address)["online"], "the registry to note that it went")
+
+
+def test_what_the_owner_adds_or_removes_later_reaches_the_registry(world, device) -> None:
+    device.fetch_token(world)
+    assert device.enrol().returncode == 0
+    settings = device.folder / "edge.toml"
+    before = settings.read_text()
+    settings.write_text(before + '[datasets]\nmine = "mine.npz"\n[runners]\n"blink@1" = "blink:run"\n')
+    device.start()
+    eventually(lambda: "blink@1" in show(world, device.address)["capabilities"]["runners"], "the new runner")
+    assert show(world, device.address)["capabilities"]["datasets"] == {}
+    status = eventually(lambda: device.call("status", "--wait", "10").stdout, "a status")
+    assert f"mine ({device.folder / 'mine.npz'})" in status
+    device.stop()
+    np.savez(device.folder / "mine.npz", x=np.zeros((7, 2), np.float32), y=np.zeros(7))
+    device.start()
+    eventually(lambda: show(world, device.address)["capabilities"]["datasets"] == {"mine": 7}, "the new data set")
+    device.stop()
+    asked = device.log().count('"offer.told"')
+    device.start()
+    assert device.call("status", "--wait", "10").returncode == 0
+    device.stop()
+    assert device.log().count('"offer.told"') == asked, "nothing is told twice"
+
+
+def test_status_waits_for_a_connection_and_its_exit_code_says_whether_there_is_one(world, device) -> None:
+    device.fetch_token(world)
+    assert device.enrol().returncode == 0
+    never = device.call("status", "--wait", "0.5")
+    assert never.returncode == 2
+    assert "no agent has run" in never.stderr
+    device.start()
+    assert device.call("status", "--wait", "20").returncode == 0
+    device.stop()
+    stopped = device.call("status")
+    assert stopped.returncode == 1
+    assert "not running; start it with `causeway-edge run`" in stopped.stdout
 
 
 def test_a_second_agent_on_the_same_folder_is_refused(world, device) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.policy import heartbeat_interval_s, may_work, tightened
 from edge_runtime.probes import Overrides, Power, Probes, read_overrides
 from edge_runtime.readings import DeviceReadings
-from edge_runtime.settings import EdgeSettings, OwnerLimits
+from edge_runtime.settings import EdgeSettings, OwnerLimits, load_settings
 from schemas.events import MAX_STATE_BYTES
 from schemas.ids import Address
 from schemas.letters import read_state, write_state
@@ -100,6 +101,29 @@ def test_capabilities_and_heartbeat_of_this_machine_fit_the_contract(tmp_path) -
     assert len(raw) < MAX_STATE_BYTES
     assert read_state(raw, "heartbeat").data == beat
     assert "cpu_ratio" not in json.loads(raw)["data"]
+
+
+def test_a_data_set_counts_once_its_file_is_there(tmp_path) -> None:
+    readings = DeviceReadings(EdgeSettings(state=tmp_path, datasets={"mine": tmp_path / "d.npz"}), Probes(Overrides()))
+    assert readings.capabilities().datasets == {}
+    (tmp_path / "d.npz").write_text("no archive")
+    assert readings.unreadable() == [f"mine ({tmp_path / 'd.npz'})"]
+    np.savez(tmp_path / "d.npz", x=np.zeros((17, 64), np.float32), y=np.zeros(17))
+    assert readings.unreadable() == []
+    assert readings.capabilities().datasets == {"mine": 17}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[datasetz]", "datasetz: there is no such name; known are datasets, estimators, heartbeat_s"),
+        ("[limits]\nmax_cpu = 3", "limits.max_cpu: there is no such name; known are max_activations_per_day"),
+    ],
+)
+def test_a_misspelt_setting_is_named_with_those_that_there_are(tmp_path, text, said) -> None:
+    (tmp_path / "edge.toml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_settings(tmp_path / "edge.toml")
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (1,), (1797, 8, 8)])
