@@ -37,7 +37,10 @@ def load_signer(path: Path, password: bytes | None = None) -> CryptoSigner:
         SettingsError: if it is missing, damaged, of a kind that devices do not verify, or needs another password.
     """
     try:
-        key = load_pem_private_key(path.read_bytes(), password)
+        raw = path.read_bytes()
+        if b"-----BEGIN" not in raw:
+            raise SettingsError(f"read signing key {path}: it is no PEM file; name a private key, as models.pem")
+        key = load_pem_private_key(raw, password)
     except OSError as error:
         raise SettingsError(
             f"read signing key {path}: {error.strerror}; is the disk with the keys attached?"

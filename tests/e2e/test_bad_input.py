@@ -148,7 +148,7 @@ CASES = {
     "oversized heartbeat": Case(STATE, "heartbeat", blank(5 * KB), "registry", "oversized"),
     "oversized want": Case(PARCEL, "want", blank(20 * KB), "depot", "oversized"),
     "hello beyond max_payload": Case(STATE, "hello", blank(6 << 20), "courier", "oversized"),
-    "piece beyond max_payload": Case(PARCEL, "piece", blank(2 << 20), "depot", "wrong_kind", label="want"),
+    "piece beyond max_payload": Case(PARCEL, "piece", blank(2 << 20), "depot", "wrong_kind", label="unknown"),
     "malformed letter": Case(LETTER, "event", lambda _: b"{}", "courier", "bad_envelope"),
     "letter whose data does not fit": Case(
         LETTER, "result", lambda d: seal(parse(d.write()).body, d.signer), "courier", "wrong_kind"

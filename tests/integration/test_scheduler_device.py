@@ -106,7 +106,7 @@ def test_the_command_line_submits_waits_and_shows_why(platform: LivePlatform, de
     shown = causeway("submit", "add@1", "-i", "left=1", "-i", "right=2", "-n", "2", "--wait")
     assert "2 tasks: cam-1 2" in shown
     assert "cam-1 *" in shown
-    assert '"sum": 3.0' in shown
+    assert "sum 3.0" in shown
     views = json.loads(causeway("submit", "unheard-of@1", "--json"))
     assert views[0]["reasons"][0]["why"] == "runner unheard-of@1 is not installed"
     listed = json.loads(causeway("list", "--json"))

@@ -122,7 +122,7 @@ def test_keys_that_cannot_be_used_say_why(world: World, tmp_path: Path) -> None:
         ("locked.pem", None, "give its password"),
         ("locked.pem", b"wrong", "password right"),
         ("rsa.pem", None, "devices verify Ed25519, P-256 and P-384"),
-        ("text.pem", None, "is it a PEM file"),
+        ("text.pem", None, "it is no PEM file"),
         ("none.pem", None, "No such file"),
     ):
         with pytest.raises(SettingsError, match=said):
