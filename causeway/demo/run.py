@@ -16,7 +16,7 @@ from rich.table import Table
 
 from causeway.audit.compare import Audit
 from causeway.demo.checks import DemoError, DemoReport, unmet_expectations
-from causeway.demo.stage import Stage
+from causeway.demo.stage import POLL_S, Stage
 from causeway.demo.story import (
     attack,
     cut_and_train,
@@ -150,7 +150,7 @@ async def _drain(stage: Stage) -> None:
     while waiting := {device.name: n for device in stage.devices if (n := stage.waiting_letters(device))}:
         if asyncio.get_running_loop().time() > deadline:
             raise DemoError(f"letters still wait for a receipt after {DRAIN_TIMEOUT_S:.0f} s: {waiting}")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(POLL_S)
 
 
 async def _audit(stage: Stage) -> Audit:
