@@ -35,6 +35,7 @@ from services.kit.settings import Settings
 OURS, FASTSTREAM, FASTSTREAM_BYTES, PAHO = "ours", "faststream_mqtt", "faststream_mqtt_bytes", "paho"
 HEARTBEATS = 'causeway_heartbeats_total{outcome="accepted"}'
 POLL_S = 0.05
+COUNT_POLL_S = 0.005
 SETTLE_S = 10.0
 """A receiver that counts nothing for so long has lost the rest."""
 
@@ -172,7 +173,7 @@ async def _round(
     expected = begun + answer["sent"]
     seen, moved = counter.value, time.monotonic()
     while seen < expected and time.monotonic() - moved < SETTLE_S:
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(COUNT_POLL_S)
         if counter.value != seen:
             seen, moved = counter.value, time.monotonic()
     took = max(moved, answer["last"]) - answer["first"]
