@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from schemas.depot import TrustState
 from schemas.events import Lane, Message
-from schemas.ids import Count, Ulid
+from schemas.ids import Count, Ulid, Word
 
 Marks = Annotated[dict[Lane, Count], Field(max_length=3)]
 """Highest sequence per lane; a lane that never spoke is absent."""
@@ -43,6 +43,37 @@ class Got(Message):
     """Letters down that the device holds on disk."""
 
     ids: Annotated[list[Ulid], Field(min_length=1, max_length=MAX_GOT)]
+
+
+LossReason = Literal["evicted", "expired", "superseded", "renumbered", "disk"]
+
+
+class LostLetter(Message):
+    """One letter that was given up, by name."""
+
+    id: Ulid
+    kind: Word
+    sequence: Count
+
+
+class Loss(Message):
+    """Consecutive sequences of a lane that will never come, and why."""
+
+    epoch: Ulid
+    lane: Lane
+    first: Annotated[int, Field(ge=1, le=2**53)]
+    last: Annotated[int, Field(ge=1, le=2**53)]
+    reason: LossReason
+    letters: Count
+    """How many were really letters; a number that was renumbered lost none."""
+    names: Annotated[list[LostLetter], Field(max_length=256)] = []
+    """As many as the device could remember."""
+
+
+class Losses(Message):
+    """Data of a letter `losses`: the device's loss ledger, what is new in it."""
+
+    losses: Annotated[list[Loss], Field(min_length=1, max_length=64)]
 
 
 class Receipt(Message):

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from schemas import aggregator, courier, depot, ota, registry, scheduler
+from schemas import aggregator, bundles, courier, depot, ota, registry, scheduler
 from schemas.envelope import Envelope, Signer, seal
 from schemas.errors import MessageError
 from schemas.events import (
@@ -33,7 +33,8 @@ UP_DATA: dict[str, type[Message]] = {
     "update": aggregator.Update,
     "sample": Untyped,
     "event": registry.EventReport,
-    "bundle": Untyped,
+    "losses": courier.Losses,
+    "bundle": bundles.BundleLetter,
 }
 DOWN_DATA: dict[str, type[Message]] = {
     "welcome": registry.Welcome,

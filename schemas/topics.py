@@ -22,12 +22,12 @@ class Channel(StrEnum):
     DOWN = "down"
 
 
-UP_LETTERS = frozenset({"enrol", "report", "result", "update", "sample", "event", "bundle"})
+UP_LETTERS = frozenset({"enrol", "report", "result", "update", "sample", "event", "losses", "bundle"})
 DOWN_LETTERS = frozenset({"welcome", "assign", "config", "task", "round", "cancel", "recall"})
 STATES = frozenset({"heartbeat", "hello", "gone", "progress", "got"})
 UP_PARCELS = frozenset({"want", "piece"})
 DOWN_STATES = frozenset({"receipt"})
-DOWN_PARCELS = frozenset({"piece", "trust"})
+DOWN_PARCELS = frozenset({"piece", "trust", "bundle"})
 BROADCASTS = frozenset({"trust"})
 
 KINDS: dict[Channel, frozenset[str]] = {

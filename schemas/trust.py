@@ -14,7 +14,7 @@ SERVICES_TARGET = "trust/services.json"
 
 SIGNED_KINDS: dict[str, tuple[str, ...]] = {
     "registry": ("welcome", "config", "recall"),
-    "courier": ("receipt",),
+    "courier": ("receipt", "bundle"),
     "ota": ("assign",),
     "scheduler": ("task", "cancel"),
     "aggregator": ("round", "cancel"),
@@ -32,6 +32,8 @@ class ServiceKey(Message):
     service: Identifier
     kinds: Annotated[list[Kind], Field(max_length=32)]
     generation: Count
+    seal: Key32 | None = None
+    """X25519 key that bundles to this service are sealed to."""
 
     def verifier(self) -> Verifier:
         """The key, ready to check signatures."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 import socket
 import time
 from dataclasses import dataclass, field
 
 import nkeys
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from ulid import ULID
 
 from causeway.platform.authority import write_authority
@@ -38,6 +40,8 @@ from services.kit.permissions import (
 )
 from services.kit.settings import BusSettings, HttpSettings, Settings, StoreSettings
 
+SEALED_SERVICE = "courier"
+"""Bundles are sealed to it."""
 _BACKDATE_S = 60
 
 
@@ -162,7 +166,8 @@ def _write_user(state: StateFolder, account: NKey, name: str, permissions: Permi
 def _write_letter_keys(state: StateFolder, settings: Settings) -> ServicesDocument:
     keys = []
     for service, kinds in SIGNED_KINDS.items():
-        key = LetterKey(Signer.generate(), generation=1)
+        seal_seed = os.urandom(32) if service == SEALED_SERVICE else None
+        key = LetterKey(Signer.generate(), 1, seal_seed)
         write_letter_key(state.service_key(service), key)
         keys.append(
             ServiceKey(
@@ -171,9 +176,14 @@ def _write_letter_keys(state: StateFolder, settings: Settings) -> ServicesDocume
                 service=service,
                 kinds=list(kinds),
                 generation=key.generation,
+                seal=None if key.seal_key is None else _public(key.seal_key),
             )
         )
     return ServicesDocument(platform=settings.platform, keys=keys)
+
+
+def _public(key: X25519PrivateKey) -> str:
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
 class _Ports:

@@ -46,7 +46,7 @@ _CALLS: dict[str, tuple[str, ...]] = {
 _EXTRA_PUBLISH: dict[str, tuple[str, ...]] = {
     "courier": ("cw.in.>", f"cw.1.*.*.{Channel.DOWN}.*"),
     "depot": (
-        *(f"cw.1.*.*.{Channel.DOWN}.{kind}" for kind in sorted(DOWN_PARCELS)),
+        *(f"cw.1.*.*.{Channel.DOWN}.{kind}" for kind in sorted(DOWN_PARCELS - {"bundle"})),
         *(f"cw.1.*.all.{kind}" for kind in sorted(BROADCASTS)),
     ),
     "aggregator": ("cw.rounds.*",),
