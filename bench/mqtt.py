@@ -10,16 +10,53 @@ KEEPALIVE_S = 600
 TIMEOUT_S = 15.0
 
 
-def connect_packet(client_id: str, password: str) -> bytes:
-    """CONNECT with a clean session (MQTT 3.1.1, 3.1)."""
-    flags = 0b1100_0010  # user name, password, clean session
+def connect_packet(client_id: str, password: str, *, clean: bool = True) -> bytes:
+    """CONNECT (MQTT 3.1.1, 3.1); not `clean` asks for a session that outlives the connection."""
+    flags = 0b1100_0000 | (clean << 1)  # user name, password
     head = _text("MQTT") + bytes([4, flags]) + struct.pack(">H", KEEPALIVE_S)
     return _packet(0x10, head + _text(client_id) + _text("device") + _text(password))
 
 
-def subscribe_packet(*filters: str) -> bytes:
-    """SUBSCRIBE at QoS 0 (3.8)."""
-    return _packet(0x82, b"\x00\x01" + b"".join(_text(one) + b"\x00" for one in filters))
+def subscribe_packet(*filters: str, qos: int = 0) -> bytes:
+    """SUBSCRIBE (3.8)."""
+    return _packet(0x82, b"\x00\x01" + b"".join(_text(one) + bytes([qos]) for one in filters))
+
+
+def publish_qos1_packet(topic: str, body: bytes, number: int) -> bytes:
+    """A whole PUBLISH at QoS 1 with its packet identifier."""
+    return _packet(0x32, _text(topic) + struct.pack(">H", number) + body)
+
+
+def puback_packet(number: bytes) -> bytes:
+    """PUBACK of a packet identifier, as its two bytes (3.4)."""
+    return b"\x40\x02" + number
+
+
+class Packets:
+    """Cuts a stream of bytes into packets."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Whole packets, as first byte and body; what is not whole yet waits for more."""
+        data = self._rest + data if self._rest else data
+        found, at = [], 0
+        while (head := _head(data, at)) is not None:
+            start, length = head
+            if len(data) < start + length:
+                break
+            found.append((data[at], data[start : start + length]))
+            at = start + length
+        self._rest = data[at:]
+        return found
+
+
+def read_publish(first: int, body: bytes) -> tuple[str, bytes, bytes]:
+    """Topic, packet identifier (empty at QoS 0) and payload of a PUBLISH."""
+    end = 2 + struct.unpack_from(">H", body)[0]
+    after = end + 2 if first & 0x06 else end
+    return body[2:end].decode(), body[end:after], body[after:]
 
 
 def publish_head(topic: str, body_bytes: int) -> bytes:
@@ -72,3 +109,16 @@ def _length(count: int) -> bytes:
         out.append(low | (0x80 if count else 0))
         if not count:
             return bytes(out)
+
+
+def _head(data: bytes, at: int) -> tuple[int, int] | None:
+    """Where the body of the packet at `at` begins, and its length; None if that is not known yet."""
+    length = 0
+    for place in range(1, 5):
+        if at + place >= len(data):
+            return None
+        byte = data[at + place]
+        length |= (byte & 0x7F) << (7 * (place - 1))
+        if not byte & 0x80:
+            return at + place + 1, length
+    raise ConnectionError("a packet's length has more than four bytes: this is not MQTT 3.1.1")

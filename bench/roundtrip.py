@@ -77,6 +77,8 @@ async def connected(state: StateFolder, settings: Settings, count: int, folder: 
     devices = [Device(device, settings.platform, keys, folder) for device in minted]
     for start in range(0, count, CONNECT_AT_ONCE):
         await asyncio.gather(*(d.connect(state, settings) for d in devices[start : start + CONNECT_AT_ONCE]))
+    # The receipts of their hellos count towards the coalescing.
+    await asyncio.sleep(2 * COALESCING_MS / 1_000)
     yield devices
     for device in devices:
         await device.close()
