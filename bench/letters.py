@@ -4,8 +4,8 @@ Ours: letters that were signed beforehand, over MQTT, nats-server and UP to one 
 orders it in its lane, stores it in IN and signs receipts; the time runs from the first letter sent until the last
 receipt is back. Afterwards IN is read: every letter once and in order. Peers: JetStream's publish with acknowledgement
 from nats-py into a stream like IN, and MQTT QoS 1 through Mosquitto to a subscriber that writes SQLite; both send the
-same bytes, and neither verifies, orders or signs anything. Everything shares the same cores; no TLS (all on 127.0.0.1) in
-the first part, TLS in the second, which sends at a steady rate.
+same bytes, and neither verifies, orders or signs anything. Everything shares the same cores; no TLS (all on 127.0.0.1)
+in the first part, TLS in the second, which sends at a steady rate.
 """
 
 from __future__ import annotations
