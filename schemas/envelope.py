@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -80,7 +80,7 @@ class Verifier:
         self.keyid = key_id(public_key)
 
     @classmethod
-    def from_base64(cls, text: str) -> Verifier:
+    def from_base64(cls, text: str) -> Self:
         """Read the form that messages carry."""
         return cls(_unbase64(text, "public key"))
 

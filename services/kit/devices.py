@@ -19,6 +19,7 @@ from schemas.ids import Address
 from schemas.registry import Capabilities
 from services.kit.bus import Bus
 from services.kit.errors import UnreachableError
+from services.kit.verifier import SodiumVerifier
 
 log = structlog.get_logger()
 
@@ -38,6 +39,19 @@ class Revocation(BaseModel):
     bus_key: str
     at: int
     expires: int
+
+
+class Quarantine(BaseModel):
+    """Why a device's letters are not taken for now."""
+
+    at: float
+    """Seconds since the epoch."""
+    reason: Literal["two_letters", "old_epoch"]
+    message: str
+    letters: list[str] = []
+    """Ids of the letters that prove it."""
+    epochs: list[str] = []
+    """The epochs that spoke, the contradicted one first."""
 
 
 class DeviceRecord(BaseModel):
@@ -64,6 +78,10 @@ class DeviceRecord(BaseModel):
     """When IN took that letter; an enrol letter from before is a repetition."""
     revoked_at: float | None = None
     """Only a token made later lets the name in again."""
+    quarantine: Quarantine | None = None
+    """Present while `standing` is `quarantined`."""
+    released_at: float | None = None
+    """When an operator last ended a quarantine; letters from before prove nothing any more."""
     revocations: list[Revocation] = []
     online: bool = False
     """Presence as of the last change; the registry's snapshot has the live one."""
@@ -136,15 +154,22 @@ class DeviceBook:
         """Key of a device that may speak; None if it is unknown, revoked or in quarantine."""
         return self._verifiers.get(address)
 
+    def key_of(self, address: Address) -> Verifier | None:
+        """Key of a device that may speak or is in quarantine: what IN holds of it was taken before."""
+        record = self._records.get(address)
+        if record is not None and record.standing == "quarantined":
+            return SodiumVerifier.from_base64(record.public_key)
+        return self.verifier(address)
+
     async def wait_verifier(self, address: Address, timeout_s: float) -> Verifier | None:
-        """Like `verifier`, but give a record that is still on its way some time to arrive."""
+        """Like `key_of`, but give a record that is still on its way some time to arrive."""
         if address not in self._records:
             waiter = self._arrivals.setdefault(address, asyncio.Event())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await waiter.wait()
             self._arrivals.pop(address, None)
-        return self.verifier(address)
+        return self.key_of(address)
 
     def on_change(self, listener: Callable[[DeviceRecord], None]) -> None:
         """Have `listener` called with each new or changed record."""
@@ -213,7 +238,7 @@ class DeviceBook:
     def learn(self, record: DeviceRecord) -> None:
         """Take over a record that is known to be the registry's."""
         address = record.address
-        verifier = Verifier.from_base64(record.public_key)
+        verifier = SodiumVerifier.from_base64(record.public_key)
         self._records[address] = record
         if record.standing == "enrolled":
             self._verifiers[address] = verifier
