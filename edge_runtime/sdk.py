@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from edge_runtime.enrol import TIMEOUT_S, enrol
 from edge_runtime.errors import ConfigError, EnrolError, OutboxError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.identity import load_identity, read_token, require_enrolled
-from edge_runtime.letters.outbox import Outbox
+from edge_runtime.letters.outbox import Entry, Outbox, Storage
 from edge_runtime.settings import EdgeSettings, load_settings
 from schemas.events import Message
 from schemas.letters import UP_DATA
@@ -85,11 +85,17 @@ class EdgeDevice:
         )
         self._thread.start()
         try:
-            self._agent = started.result()
+            agent = started.result()
         except BaseException:
             self._thread.join()
             self._thread = None
             raise
+        with self._lock:
+            if self._outbox is not None:
+                # From now on letters are with the agent, which also sends those that the disk does not take.
+                self._outbox.hand_over(agent.outbox)
+                self._outbox = None
+            self._agent = agent
 
     def infer(self, model: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run the active version of a model on arrays by input name; returns arrays by output name.
@@ -105,25 +111,38 @@ class EdgeDevice:
         outputs: dict[str, Any] = self._models.infer(model, inputs).outputs
         return outputs
 
-    def send(self, kind: str, data: Message | Mapping[str, Any]) -> str:
-        """Store a letter in the outbox, connected or not; durable when this returns.
+    @property
+    def storage(self) -> Storage:
+        """Where letters go: to disk, or to memory while the disk is full, read-only or broken.
+
+        Raises:
+            ConfigError: if the device is not enrolled.
+        """
+        with self._lock:
+            return self._letters().storage
+
+    def send(self, kind: str, data: Message | Mapping[str, Any], *, latest: str | None = None) -> str:
+        """Store a letter in the outbox, connected or not; durable when this returns (but see `storage`).
+
+        Args:
+            kind: `sample`, say.
+            data: what it says.
+            latest: a key of your own; only the newest letter of a kind and key is worth sending. Earlier ones that
+                were not sent yet are given up, which the platform is told.
 
         Returns:
             The letter's ULID.
 
         Raises:
-            OutboxError: if it was not stored; `unknown_kind` and `malformed` for a letter that nobody could read.
+            OutboxError: if it was not stored; `unknown_kind` and `malformed` for a letter that nobody could read,
+                `outbox_full` if only more urgent ones are left to make room.
             ConfigError: if the device is not enrolled.
         """
-        message = _message(kind, data)
-        with self._lock:
-            if self._outbox is None:
-                require_enrolled(self._folder.identity)
-                self._outbox = Outbox(self._folder.outbox, self._settings.outbox, time.time)
-            letter_id = self._outbox.add(kind, message, lane_of(kind, message))
-        if self._agent is not None:
-            self._agent.wake()
-        return letter_id
+        return self._store([(kind, data)], latest)[0]
+
+    def send_many(self, kind: str, data: Sequence[Message | Mapping[str, Any]]) -> list[str]:
+        """Store letters together, all or none: one wait for the disk instead of one each. Raises as `send`."""
+        return self._store([(kind, one) for one in data], None)
 
     def close(self) -> None:
         """Stop the agent and close the files.
@@ -131,15 +150,16 @@ class EdgeDevice:
         Raises:
             EdgeError: what the agent ended with, if it ended by itself.
         """
-        if self._agent is not None:
-            self._agent.stop()
-        if self._thread is not None:
-            self._thread.join(STOP_TIMEOUT_S)
         with self._lock:
+            agent, self._agent = self._agent, None
             if self._outbox is not None:
                 self._outbox.close()
                 self._outbox = None
-        ended, self._ended, self._thread, self._agent = self._ended, None, None, None
+        if agent is not None:
+            agent.stop()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        ended, self._ended, self._thread = self._ended, None, None
         if ended is not None and ended.done():
             ended.result()
 
@@ -150,6 +170,26 @@ class EdgeDevice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _store(self, letters: Sequence[tuple[str, Message | Mapping[str, Any]]], latest: str | None) -> list[str]:
+        entries = []
+        for kind, data in letters:
+            message = _message(kind, data)
+            entries.append(Entry(kind, message, lane_of(kind, message), latest=latest))
+        with self._lock:
+            ids = self._letters().add_many(entries)
+            if self._agent is not None:
+                self._agent.wake()
+        return ids
+
+    def _letters(self) -> Outbox:
+        ended = self._ended is not None and self._ended.done()
+        if self._agent is not None and not ended:
+            return self._agent.outbox
+        if self._outbox is None:
+            require_enrolled(self._folder.identity)
+            self._outbox = Outbox(self._folder.outbox, self._settings.outbox, time.time)
+        return self._outbox
 
     def _live(self, started: Future[Agent], ended: Future[None]) -> None:
         try:

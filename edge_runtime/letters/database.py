@@ -2,52 +2,76 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_runtime.errors import EdgeError, OutboxError
+from edge_runtime.errors import OutboxError
+from edge_runtime.letters.snapshot import empty_database, open_snapshot
 
 BUSY_TIMEOUT_S = 10.0
 CACHE_KB = 512
+PAGE_BYTES = 1_024
+"""Of new files: a letter dirties five pages, and each of them goes to the flash."""
+CHECKPOINT_PAGES = 2_000
+"""Of the write-ahead log; about as many bytes as SQLite's own default."""
+REOPEN_AFTER_S = 1.0
+"""How often a write may try whether a disk that failed at the opening works by now."""
+DISK_REASONS = frozenset({"disk_full", "read_only", "disk_failed", "damaged"})
+"""Of an OutboxError: the disk does not do its part. `busy` and others are not its fault."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+Upgrade = Callable[[sqlite3.Connection], None]
 
 
 class Database:
     """One WAL database; a transaction is on disk when it returns (`synchronous=FULL`).
 
+    If the disk is full or read-only at the opening, the file is read as it stands, and each write tries to open it
+    properly before it fails.
+
+    Args:
+        path: of the file.
+        schema: statements that make what is absent.
+        upgrade: brings a file of an earlier version up to the schema; called in a transaction before it.
+
     Raises:
-        OutboxError: `disk_full`, `read_only`, `damaged` or `outbox`, from every method.
+        OutboxError: `disk_full`, `read_only`, `disk_failed`, `damaged`, `busy` or `outbox`, from every method.
     """
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path, schema: str, upgrade: Upgrade = lambda _: None) -> None:
         self.path = path
+        self._schema = schema
+        self._upgrade = upgrade
         self._lock = threading.RLock()
-        with self._explained("open"):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(mode=0o600)
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute(f"PRAGMA cache_size=-{CACHE_KB}")
-            self._connection.executescript(schema)
+        self._refused: OutboxError | None = None
+        self._tried_at = 0.0
+        try:
+            self._connection = self._open()
+        except OutboxError as error:
+            if error.reason not in {"disk_full", "read_only", "disk_failed"}:
+                raise
+            self._connection = self._look(error)
 
     @contextmanager
     def write(self, what: str) -> Iterator[sqlite3.Connection]:
         """A transaction: all of it is on disk when the block ends, or none of it."""
-        with self._lock, self._explained(what):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._lock:
+            if self._refused is not None:
+                self._reopen(what)
+            with self._explained(what), transaction(self._connection) as connection:
+                yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for several queries."""
+        with self._lock, self._explained("read"):
+            yield self._connection
 
     def read(self, query: str, parameters: tuple[object, ...] = ()) -> list[sqlite3.Row]:
         """Rows of a query."""
@@ -67,6 +91,54 @@ class Database:
         with self._lock:
             self._connection.close()
 
+    def _open(self) -> sqlite3.Connection:
+        with self._explained("open"):
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.touch(mode=0o600)
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                connection.row_factory = sqlite3.Row
+                connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute(f"PRAGMA cache_size=-{CACHE_KB}")
+                connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                prepare(connection, self._schema, self._upgrade)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _look(self, refused: OutboxError) -> sqlite3.Connection:
+        try:
+            connection = open_snapshot(self.path)
+        except (sqlite3.Error, OSError) as error:
+            problem = _explain(self.path, "read", error)
+            if problem.reason == "damaged":
+                raise problem from error
+            # What the file holds is out of sight until it can be opened; nothing can be stored until then either.
+            connection = empty_database()
+        with self._explained("read"):
+            prepare(connection, self._schema, self._upgrade)
+        self._refused, self._tried_at = refused, time.monotonic()
+        return connection
+
+    def _reopen(self, what: str) -> None:
+        assert self._refused is not None
+        if time.monotonic() >= self._tried_at + REOPEN_AFTER_S:
+            self._tried_at = time.monotonic()
+            try:
+                connection = self._open()
+            except OutboxError as error:
+                self._refused = error
+            else:
+                self._connection.close()
+                self._connection, self._refused = connection, None
+                return
+        raise OutboxError(f"{what}: {self._refused}", reason=self._refused.reason)
+
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
@@ -75,15 +147,34 @@ class Database:
             raise _explain(self.path, what, error) from error
 
 
-def _explain(path: Path, what: str, error: sqlite3.Error | OSError) -> EdgeError:
-    text = str(error)
-    code = getattr(error, "sqlite_errorname", "")
-    if code == "SQLITE_FULL" or "full" in text or getattr(error, "errno", None) == 28:
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All of a block or none of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def prepare(connection: sqlite3.Connection, schema: str, upgrade: Upgrade) -> None:
+    """Bring a database up to a schema."""
+    upgrade(connection)
+    connection.executescript(schema)
+
+
+def _explain(path: Path, what: str, error: sqlite3.Error | OSError) -> OutboxError:
+    text = str(error) or type(error).__name__
+    code, number = getattr(error, "sqlite_errorname", ""), getattr(error, "errno", None)
+    if code == "SQLITE_FULL" or "full" in text or number in _FULL:
         return OutboxError(
             f"{what} in {path}: the disk is full; free some space on it, or lower outbox.max_bytes in the settings",
             reason="disk_full",
         )
-    if code.startswith("SQLITE_READONLY") or isinstance(error, PermissionError) or "unable to open" in text:
+    if code.startswith("SQLITE_READONLY") or number in _FORBIDDEN or "unable to open" in text:
         return OutboxError(
             f"{what} in {path}: not writable ({text}); let the user that runs the agent own the state folder",
             reason="read_only",
@@ -93,4 +184,14 @@ def _explain(path: Path, what: str, error: sqlite3.Error | OSError) -> EdgeError
             f"{what} in {path}: the file is damaged ({text}); move it away, the agent makes a new one and a new epoch",
             reason="damaged",
         )
-    return OutboxError(f"{what} in {path}: {text or type(error).__name__}; it is tried again at the next turn")
+    if code.startswith("SQLITE_IOERR") or number is not None:
+        return OutboxError(
+            f"{what} in {path}: the disk fails ({text}); look at the system's log, and replace it if it is worn out",
+            reason="disk_failed",
+        )
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return OutboxError(
+            f"{what} in {path}: another process holds it for more than {BUSY_TIMEOUT_S:.0f} s; end what blocks it",
+            reason="busy",
+        )
+    return OutboxError(f"{what} in {path}: {text}; it is tried again at the next turn")

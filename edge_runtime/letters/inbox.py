@@ -10,15 +10,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.errors import OutboxError
 from edge_runtime.letters.admission import Admission, Order, admit
-from edge_runtime.letters.database import Database
+from edge_runtime.letters.database import DISK_REASONS, Database
+from edge_runtime.logs import Log
 from schemas.events import DownLetter, utc
+
+log = Log(__name__)
 
 MAX_HELD = 1_000
 MAX_IDS = 50_000
@@ -49,13 +53,26 @@ class Held:
     envelope: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Of a fact or a floor; `value` is what it says afterwards, None if it is gone."""
+
+    query: str
+    values: tuple[object, ...]
+    value: str | float | None
+
+
 class Inbox:
-    """What came down, on disk. Every method raises OutboxError if the disk does not do its part."""
+    """What came down, on disk. What is about letters raises OutboxError if the disk does not do its part.
+
+    Such a letter is not got and stays with the courier; facts and floors that cannot be written are kept in memory.
+    """
 
     def __init__(self, path: Path, now: Callable[[], float]) -> None:
         """`now`: seconds since 1970."""
         self._now = now
         self._database = Database(path, SCHEMA)
+        self._unsaved: dict[tuple[str, str], _Change] = {}
 
     def judge(self, letter: DownLetter[Any], kind: str) -> Admission:
         """Whether a verified letter is new."""
@@ -113,6 +130,11 @@ class Inbox:
 
     def trim(self) -> None:
         """Forget ids that cannot come again, and the oldest beyond the bound."""
+        if self._unsaved:
+            # Written along with what else is to be written; if that fails, it stays here.
+            self._save("store what was learned", {})
+        if self._unsaved:
+            return
         with self._database.write("trim the inbox") as connection:
             connection.execute(
                 "DELETE FROM letters WHERE state = 'handled' AND expires < ?", (self._now() - KEEP_AFTER_EXPIRY_S,)
@@ -125,37 +147,65 @@ class Inbox:
 
     def time_floor(self) -> datetime | None:
         """Latest time that a service key has proven."""
-        latest = self._database.read("SELECT max(time) FROM floors")[0][0]
-        return None if latest is None else utc(latest)
+        return max(self.time_floors().values(), default=None)
 
     def time_floors(self) -> dict[str, datetime]:
         """What each service key has proven, by its id."""
-        return {row["keyid"]: utc(row["time"]) for row in self._database.read("SELECT keyid, time FROM floors")}
+        return {keyid: utc(time) for keyid, time in self._floors().items()}
 
     def prove(self, keyid: str, generation: int, time: datetime) -> None:
         """Raise the time that a key has proven; by steps of a minute, to spare the flash."""
-        rows = self._database.read("SELECT time FROM floors WHERE keyid = ?", (keyid,))
-        if rows and time.timestamp() < rows[0]["time"] + FLOOR_STEP_S:
+        known = self._floors().get(keyid)
+        if known is not None and time.timestamp() < known + FLOOR_STEP_S:
             return
-        with self._database.write("raise a time floor") as connection:
-            connection.execute("INSERT OR REPLACE INTO floors VALUES (?, ?, ?)", (keyid, generation, time.timestamp()))
+        query, at = "INSERT OR REPLACE INTO floors VALUES (?, ?, ?)", time.timestamp()
+        self._save("raise a time floor", {("floor", keyid): _Change(query, (keyid, generation, at), at)})
 
     def keep_floors(self, keyids: Collection[str]) -> None:
         """Drop the times proven by keys that are no longer listed: one of them may have been stolen."""
-        gone = [row["keyid"] for row in self._database.read("SELECT keyid FROM floors") if row["keyid"] not in keyids]
+        query = "DELETE FROM floors WHERE keyid = ?"
+        gone = [keyid for keyid in self._floors() if keyid not in keyids]
         if gone:
-            with self._database.write("drop time floors") as connection:
-                connection.executemany("DELETE FROM floors WHERE keyid = ?", [(keyid,) for keyid in gone])
+            self._save("drop time floors", {("floor", keyid): _Change(query, (keyid,), None) for keyid in gone})
 
     def fact(self, name: str) -> str | None:
         """Something remembered."""
+        if ("fact", name) in self._unsaved:
+            return str(self._unsaved["fact", name].value)
         rows = self._database.read("SELECT value FROM facts WHERE name = ?", (name,))
         return str(rows[0]["value"]) if rows else None
 
     def remember(self, name: str, value: str) -> None:
-        """Store a fact; on disk when this returns."""
-        with self._database.write(f"remember {name}") as connection:
-            connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        """Store a fact; on disk when this returns, or as soon as the disk does its part."""
+        query = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
+        self._save(f"remember {name}", {("fact", name): _Change(query, (name, value), value)})
+
+    def _floors(self) -> dict[str, float]:
+        rows = self._database.read("SELECT keyid, time FROM floors")
+        floors: dict[str, float | str | None] = {row["keyid"]: row["time"] for row in rows}
+        floors |= {name: change.value for (table, name), change in self._unsaved.items() if table == "floor"}
+        return {keyid: float(time) for keyid, time in floors.items() if time is not None}
+
+    def _save(self, what: str, changes: Mapping[tuple[str, str], _Change]) -> None:
+        """Write changes that must not fail for a disk that does not do its part: they then stay in memory.
+
+        Facts and floors are few, each known by its name; letters are not among them, and stay with the courier.
+        """
+        wanted = {**self._unsaved, **changes}
+        try:
+            with self._database.write(what) as connection:
+                for change in wanted.values():
+                    connection.execute(change.query, change.values)
+        except OutboxError as error:
+            if error.reason not in DISK_REASONS:
+                raise
+            if not self._unsaved:
+                log.warning("inbox.in_memory", reason=error.reason, message=str(error))
+            self._unsaved = wanted
+            return
+        if self._unsaved:
+            log.info("inbox.on_disk", changes=len(self._unsaved))
+        self._unsaved = {}
 
     def close(self) -> None:
         """Close the file."""

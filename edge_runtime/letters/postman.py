@@ -5,19 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
+from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import OutboxError
 from edge_runtime.identity import Identity
 from edge_runtime.letters.outbox import Outbox, Stored
-from edge_runtime.letters.sending import Flight, RoundTrip, Run, cut_short, plan, recalled, receipted
-from edge_runtime.link import Link
+from edge_runtime.letters.sending import (
+    Flight,
+    Grant,
+    RoundTrip,
+    Run,
+    Turns,
+    cut_short,
+    plan,
+    recalled,
+    receipted,
+    sample_s,
+    under_way,
+)
+from edge_runtime.letters.signing import signed
+from edge_runtime.link import Link, Urgency
 from edge_runtime.logs import Log
 from schemas.errors import ContractError
-from schemas.events import LANES, Lane, Untyped, utc
-from schemas.letters import Place, write_up
+from schemas.events import LANES, Lane
 from schemas.topics import Channel, Topic
 
 log = Log(__name__)
@@ -26,6 +39,9 @@ LETTER_LIFE = timedelta(days=7)
 """From its sending: how long a copy on its way is worth anything."""
 POLL_S = 1.0
 """How soon a letter of another process on the same outbox is noticed."""
+LOAD_LETTERS = 8
+"""Read from the outbox at a time; a slow link takes one now and then."""
+_URGENCY: dict[Lane, Urgency] = {"control": Urgency.CONTROL, "normal": Urgency.REST, "bulk": Urgency.REST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,9 @@ class Post:
     outbox: Outbox
     link: Link
     identity: Callable[[], Identity]
-    now: Callable[[], datetime]
+    clock: FlooredClock
+    granted: Callable[[], Grant] = Grant
+    """What the state of link and device allows."""
     silent: Callable[[], None] = lambda: None
     """Told when receipts stay away time and again."""
     only: str | None = None
@@ -50,12 +68,21 @@ class Postman:
         self._flights: dict[Lane, Flight] = {}
         self._active = False
         self._wake = asyncio.Event()
+        self._turns = Turns()
+        self._highest: dict[Lane, int] = {}
         self.round_trip = RoundTrip()
+        self.sent = 0
+        """Letters given to the link since the start, repetitions included."""
+        self.sent_again = 0
         self.problem: str | None = None
 
     def begin(self, marks: Mapping[Lane, int]) -> None:
         """Start from the courier's marks; a lane that it does not name is at 0."""
         self._flights = {lane: Flight(mark=marks.get(lane, 0), sent=marks.get(lane, 0)) for lane in LANES}
+        self._highest = dict.fromkeys(LANES, 0)
+        path_s = self._post.link.measured().round_trip_s
+        if path_s is not None and self.round_trip.mean_s is None:
+            self.round_trip = self.round_trip.with_sample(path_s)
         self._active = True
         self._wake.set()
 
@@ -72,8 +99,9 @@ class Postman:
         now = time.monotonic()
         for lane, mark in marks.items():
             before = self._flights.get(lane, Flight())
-            if mark > before.mark and before.waits and not before.silences:
-                self.round_trip = self.round_trip.with_sample(now - before.since)
+            took_s = sample_s(before, mark, now)
+            if took_s is not None:
+                self.round_trip = self.round_trip.with_sample(took_s)
             if mark < before.mark:
                 log.warning("letters.mark_went_back", lane=lane, mark=mark, was=before.mark)
             self._flights[lane] = receipted(before, mark, now)
@@ -104,50 +132,83 @@ class Postman:
                     await self._wake.wait()
 
     def _pump(self) -> float | None:
+        """Send what may be sent; returns when to look again."""
+        granted, moving = self._post.granted(), self._post.link.measured().backlog_bytes > 0
+        runs: dict[Lane, Run] = {}
         dues = []
         for lane in LANES:
-            flight = self._flights[lane]
+            if lane == "bulk" and (granted.bulk == "held" or (granted.bulk == "yields" and runs)):
+                continue
+            now, flight = time.monotonic(), self._flights[lane]
+            if moving:
+                flight = under_way(flight, now)
             held = self._post.outbox.run_above(lane, flight.mark)
-            decision = plan(flight, held, time.monotonic(), self.round_trip.wait_s)
+            decision = plan(flight, held, now, self.round_trip.wait_s, granted.window)
             if decision.flight.silences > max(flight.silences, 1):
                 self._post.silent()
-            flight = decision.flight
+            self._flights[lane] = decision.flight
             if decision.run is not None:
-                sent = self._send(lane, decision.run)
-                if sent < decision.run.last:
-                    flight = cut_short(flight, sent)
-            self._flights[lane] = flight
+                runs[lane] = decision.run
             if decision.due is not None:
                 dues.append(decision.due)
+        sent = self._send(runs)
+        for lane, run in runs.items():
+            if sent[lane] < run.last:
+                self._flights[lane] = cut_short(self._flights[lane], sent[lane])
         return min(dues, default=None)
 
-    def _send(self, lane: Lane, run: Run) -> int:
-        """Returns the last sequence that the link took."""
-        sent = run.first - 1
-        for letter in self._post.outbox.load(lane, run):
-            if lane != "control" and self._post.link.congested:
+    def _send(self, runs: Mapping[Lane, Run]) -> dict[Lane, int]:
+        """Control first, then the others in turns; returns the last sequence of each that the link took."""
+        sent: dict[Lane, int] = {lane: run.first - 1 for lane, run in runs.items()}
+        letters = {lane: self._letters(lane, run) for lane, run in runs.items()}
+        for letter in letters.pop("control", ()):
+            if not self._post.link.room(Urgency.CONTROL) or not self._send_one(letter):
                 break
-            if self._post.only not in {None, letter.kind} or not self._send_one(letter):
+            sent["control"] = letter.sequence
+        next_of: dict[Lane, Stored] = {}
+        while True:
+            for lane in [lane for lane in letters if lane not in next_of]:
+                loaded = next(letters[lane], None)
+                if loaded is None:
+                    del letters[lane]
+                else:
+                    next_of[lane] = loaded
+            if not next_of:
                 break
-            sent = letter.sequence
+            lane = self._turns.next(next_of)
+            letter = next_of.pop(lane)
+            if not self._post.link.room(Urgency.REST, len(letter.data) * 4 // 3):
+                break  # not a lighter one in its place: that would never let a heavy one pass
+            if not self._send_one(letter):
+                del letters[lane]
+                continue
+            self._turns = self._turns.charged(lane, len(letter.data), letters)
+            sent[lane] = letter.sequence
         return sent
 
+    def _letters(self, lane: Lane, run: Run) -> Iterator[Stored]:
+        first = run.first
+        while first <= run.last:
+            loaded = self._post.outbox.load(lane, Run(first, min(run.last, first + LOAD_LETTERS - 1)))
+            if not loaded:
+                return
+            yield from loaded
+            first = loaded[-1].sequence + 1
+
     def _send_one(self, letter: Stored) -> bool:
-        identity, now = self._post.identity(), self._post.now()
+        urgency = _URGENCY[letter.lane]
+        if self._post.only not in {None, letter.kind}:
+            return False
+        identity, clock = self._post.identity(), self._post.clock
         try:
-            raw = write_up(
-                letter.kind,
-                Untyped.model_validate_json(letter.data),
-                Place(letter.epoch, letter.lane, letter.sequence, letter.floor),
-                letter_id=letter.id,
-                address=identity.address,
-                platform=identity.platform,
-                time=utc(letter.time),
-                expires=now + LETTER_LIFE,
-                signer=identity.signer,
-            )
+            raw = signed(letter, identity, clock.now(), clock.life(LETTER_LIFE))
         except ContractError as error:
             # `Outbox.add` lets nothing in that cannot be sent; a file that was tampered with could hold it.
             log.error("letters.unsendable", letter=letter.id, kind=letter.kind, reason=str(error))
             return False
-        return self._post.link.publish(Topic(identity.address, Channel.LETTER, letter.kind).mqtt, raw)
+        if not self._post.link.publish(Topic(identity.address, Channel.LETTER, letter.kind).mqtt, raw, urgency):
+            return False
+        self.sent += 1
+        self.sent_again += letter.sequence <= self._highest[letter.lane]
+        self._highest[letter.lane] = max(self._highest[letter.lane], letter.sequence)
+        return True

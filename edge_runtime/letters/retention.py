@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from schemas.events import Lane
+from edge_runtime.settings import LaneLimits, OutboxLimits
+from schemas.events import LANES, Lane
 
 KEEP_RECEIPTED_S = 24 * 3_600.0
 KEEP_AT_LEAST_S = 300.0
@@ -26,6 +27,9 @@ class Amount:
     def __add__(self, other: Amount) -> Amount:
         return Amount(self.letters + other.letters, self.bytes + other.bytes)
 
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.letters - other.letters, self.bytes - other.bytes)
+
     def fits(self, bound: Amount) -> bool:
         """Whether this is within the bound."""
         return self.letters <= bound.letters and self.bytes <= bound.bytes
@@ -35,7 +39,40 @@ class Amount:
         return Amount(int(self.letters * ratio), int(self.bytes * ratio))
 
 
-def lane_to_evict(lane: Lane, size: int, waiting: Mapping[Lane, Amount], bound: Amount) -> Lane | None:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What may wait: in all, and in each lane."""
+
+    total: Amount
+    lanes: Mapping[Lane, Amount]
+    max_age_s: Mapping[Lane, float]
+    """Lanes that are not named keep their letters for as long as it takes."""
+
+    @classmethod
+    def of(cls, limits: OutboxLimits) -> Bounds:
+        """As the owner has set them."""
+        total = Amount(limits.max_letters, limits.max_bytes)
+        lanes: dict[Lane, LaneLimits] = {"control": limits.control, "normal": limits.normal, "bulk": limits.bulk}
+        return cls(
+            total,
+            {
+                lane: Amount(
+                    total.letters if own.max_letters is None else own.max_letters,
+                    total.bytes if own.max_bytes is None else own.max_bytes,
+                )
+                for lane, own in lanes.items()
+            },
+            {lane: own.max_age_s for lane, own in lanes.items() if own.max_age_s is not None},
+        )
+
+    @classmethod
+    def of_memory(cls, limits: OutboxLimits) -> Bounds:
+        """While the disk does not do its part."""
+        total = Amount(limits.max_letters, limits.memory_bytes)
+        return cls(total, dict.fromkeys(LANES, total), cls.of(limits).max_age_s)
+
+
+def lane_to_evict(lane: Lane, size: int, waiting: Mapping[Lane, Amount], bounds: Bounds) -> Lane | None:
     """Lane whose oldest letter must go so that one of `size` bytes fits into `lane`; None if it fits as it is.
 
     A letter never pushes out a more urgent one.
@@ -43,14 +80,28 @@ def lane_to_evict(lane: Lane, size: int, waiting: Mapping[Lane, Amount], bound: 
     Raises:
         ValueError: if nothing may go, so that the new letter is refused.
     """
-    total = sum(waiting.values(), Amount(1, size))
-    room = bound if lane == "control" else bound.share(1 - RESERVED_SHARE)
-    if total.fits(room):
+    new, own = Amount(1, size), waiting.get(lane, Amount())
+    if own.letters and not (own + new).fits(bounds.lanes[lane]):
+        return lane
+    room = bounds.total if lane == "control" else bounds.total.share(1 - RESERVED_SHARE)
+    if sum(waiting.values(), new).fits(room):
         return None
     for candidate in EVICTION_ORDER[: EVICTION_ORDER.index(lane) + 1]:
         if waiting.get(candidate, Amount()).letters:
             return candidate
     raise ValueError(f"no letter of lane {lane} or of a less urgent one is left to give up")
+
+
+def lane_above_bounds(waiting: Mapping[Lane, Amount], bounds: Bounds) -> Lane | None:
+    """Lane whose oldest letter must go because there is too much already; None if all is within the bounds."""
+    for lane in EVICTION_ORDER:
+        if not waiting.get(lane, Amount()).fits(bounds.lanes[lane]):
+            return lane
+    total = sum(waiting.values(), Amount())
+    urgent = waiting.get("control", Amount())
+    if total.fits(bounds.total) and (total == urgent or total.fits(bounds.total.share(1 - RESERVED_SHARE))):
+        return None
+    return next((lane for lane in EVICTION_ORDER if waiting.get(lane, Amount()).letters), None)
 
 
 @dataclass(frozen=True, slots=True)

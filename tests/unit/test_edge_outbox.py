@@ -1,45 +1,19 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import sqlite3
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from edge_runtime.errors import OutboxError
-from edge_runtime.letters.outbox import Outbox
+from edge_runtime.letters.outbox import Entry, Outbox
 from edge_runtime.letters.sending import Run
-from edge_runtime.settings import OutboxLimits
+from edge_runtime.settings import LaneLimits, OutboxLimits
 from schemas.events import Untyped
 from schemas.registry import EventReport
-
-LIMITS = OutboxLimits(max_bytes=1 << 20, max_letters=100)
-
-
-class Bench:
-    def __init__(self, folder: Path, limits: OutboxLimits = LIMITS) -> None:
-        self.now = 1_000_000.0
-        self.path = folder / "outbox.db"
-        self.limits = limits
-        self.open()
-
-    def open(self) -> None:
-        self.outbox = Outbox(self.path, self.limits, lambda: self.now)
-
-    def reopen(self) -> None:
-        self.outbox.close()
-        self.open()
-
-    def add(self, number: int = 0, lane: str = "normal", **more: object) -> str:
-        return self.outbox.add("sample", Untyped(number=number, **more), lane)
-
-    def sequences(self, lane: str = "normal", mark: int = 0) -> list[int]:
-        run = self.outbox.run_above(lane, mark)
-        return [letter.sequence for letter in self.outbox.load(lane, run)] if run else []
+from tests.support.outbox import Bench
 
 
 @pytest.fixture
@@ -100,8 +74,7 @@ def test_a_full_outbox_gives_up_the_oldest_and_says_so(bench) -> None:
     assert bench.outbox.summary().dropped == 5
     assert bench.sequences()[0] == 6
     assert bench.outbox.load("normal", Run(6, 6))[0].floor == 6
-    rows = bench.outbox.database.read("SELECT first, last, reason, letters FROM losses")
-    assert [tuple(row) for row in rows] == [(1, 5, "evicted", 5)]
+    assert bench.losses() == [("normal", 1, 5, "evicted", 5)]
 
 
 def test_eviction_behind_receipted_letters_leaves_a_gap_that_the_floor_jumps(bench) -> None:
@@ -141,8 +114,7 @@ def test_a_new_epoch_renumbers_what_waits_and_keeps_what_was_receipted(bench) ->
     assert new > old
     letters = bench.outbox.load("normal", Run(1, 3))
     assert [(x.sequence, x.id) for x in letters] == list(enumerate(ids[2:], 1))
-    lost = bench.outbox.database.read("SELECT epoch, first, last, reason, letters FROM losses")
-    assert [tuple(row) for row in lost] == [(old, 3, 5, "renumbered", 0)]
+    assert bench.rows("SELECT epoch, first, last, reason, letters FROM losses") == [(old, 3, 5, "renumbered", 0)]
     bench.add()
     assert bench.sequences() == [1, 2, 3, 4]
 
@@ -155,24 +127,6 @@ def test_a_new_epoch_can_put_one_letter_first(bench) -> None:
     bench.outbox.renew_epoch(first=enrol)
     assert bench.outbox.load("control", Run(1, 3))[0].id == enrol
     assert not bench.outbox.stands_behind_others(enrol)
-
-
-def fill(bench: Bench) -> None:
-    for _ in range(50):
-        bench.add(text="x" * 40_000)
-
-
-def test_a_full_disk_refuses_the_letter_says_what_to_do_and_mends(bench) -> None:
-    bench.add()
-    bench.outbox.database.limit_pages(bench.outbox.database.pages())
-    with pytest.raises(OutboxError, match="disk is full; free some space") as raised:
-        fill(bench)
-    assert raised.value.reason == "disk_full"
-    assert bench.outbox.summary().refused == 1
-    before = bench.sequences()
-    bench.outbox.database.limit_pages(1_000_000)
-    bench.add()
-    assert bench.sequences() == [*before, before[-1] + 1]
 
 
 def test_a_damaged_file_is_an_error_that_says_what_to_do(tmp_path) -> None:
@@ -199,67 +153,102 @@ def test_several_processes_share_one_ledger(bench) -> None:
     assert bench.sequences() == list(range(1, 41))
 
 
-step = st.one_of(
-    st.tuples(st.just("add"), st.sampled_from(["control", "normal", "bulk"])),
-    st.tuples(st.just("receipt"), st.integers(0, 100)),
-    st.tuples(st.just("back"), st.integers(0, 100)),
-    st.tuples(st.just("trim"), st.sampled_from([1, 400, 90_000])),
-    st.tuples(st.just("reopen"), st.none()),
-    st.tuples(st.just("epoch"), st.none()),
-)
+def test_many_letters_are_stored_in_one_transaction_or_not_at_all(bench) -> None:
+    ids = bench.outbox.add_many([Entry("sample", Untyped(number=n), "normal") for n in range(20)])
+    assert bench.all_above() == list(enumerate(ids, 1))
+    big = Entry("sample", Untyped(text="x" * 60_000), "normal")
+    with pytest.raises(OutboxError, match="by digest"):
+        bench.outbox.add_many([Entry("sample", Untyped(), "normal"), big])
+    assert bench.sequences() == list(range(1, 21))
+    assert bench.outbox.summary().refused == 2
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(step, max_size=40))
-def test_whatever_happens_every_sequence_is_here_receipted_or_accounted_for(tmp_path_factory, steps) -> None:
-    bench = Bench(tmp_path_factory.mktemp("outbox"), OutboxLimits(max_bytes=1 << 20, max_letters=100))
-    bench.outbox._bound = bench.outbox._bound.share(0.12)
-    marks: dict[tuple[str, str], int] = {}
-    try:
-        for action, value in steps:
-            epoch, lanes = bench.outbox.epoch, bench.outbox.lanes()
-            if action == "add":
-                with contextlib.suppress(OutboxError):  # full of more urgent ones
-                    bench.add(lane=value)
-            elif action in {"receipt", "back"}:
-                new = {lane: issued * value // 100 for lane, (issued, _) in lanes.items()}
-                bench.outbox.receipt(new)
-                for lane, mark in new.items():
-                    marks[epoch, lane] = max(mark, marks.get((epoch, lane), 0))
-            elif action == "trim":
-                bench.now += value
-                bench.outbox.trim()
-            elif action == "reopen":
-                bound = bench.outbox._bound
-                bench.reopen()
-                bench.outbox._bound = bound
-            else:
-                bench.outbox.renew_epoch()
-        _check_ledger(bench.path, marks)
-    finally:
-        bench.outbox.close()
+def test_each_lane_has_bounds_of_its_own(tmp_path) -> None:
+    limits = OutboxLimits(max_letters=1_000, normal=LaneLimits(max_letters=100))
+    bench = Bench(tmp_path, limits)
+    for number in range(103):
+        bench.add(number)
+        bench.add(number, lane="bulk")
+    assert bench.losses() == [("normal", 1, 3, "evicted", 3)]
+    assert bench.sequences("bulk") == list(range(1, 104))
+    bench.outbox.close()
 
 
-def _check_ledger(path: Path, marks: dict[tuple[str, str], int]) -> None:
-    """As an audit would read it: from the file alone."""
+def test_a_letter_that_waited_too_long_is_given_up(tmp_path) -> None:
+    bench = Bench(tmp_path, OutboxLimits(bulk=LaneLimits(max_age_s=3_600)))
+    old = bench.add(1, lane="bulk")
+    bench.add(2)
+    bench.now += 1_800
+    bench.add(3, lane="bulk")
+    bench.now += 1_800
+    assert bench.outbox.trim() == 1
+    assert bench.losses() == [("bulk", 1, 1, "expired", 1)]
+    assert bench.rows("SELECT id FROM lost") == [(old,)]
+    assert bench.sequences("bulk") == [2]
+    assert bench.outbox.load("bulk", Run(2, 2))[0].floor == 2
+    assert bench.sequences() == [1], "other lanes wait for as long as it takes"
+    bench.outbox.close()
+
+
+def test_a_clock_that_jumps_makes_no_letter_old(tmp_path) -> None:
+    wall, seconds = [0.0], [50.0]
+    limits = OutboxLimits(bulk=LaneLimits(max_age_s=3_600))
+    outbox = Outbox(tmp_path / "a.db", limits, lambda: wall[0], lambda: ("boot", seconds[0]))
+    outbox.add("sample", Untyped(), "bulk")
+    wall[0] = 1_800_000_000.0
+    seconds[0] += 3_599
+    assert outbox.trim() == 0
+    seconds[0] += 1
+    assert outbox.trim() == 1
+    outbox.close()
+
+
+def test_an_age_goes_on_after_a_restart_of_the_device(tmp_path) -> None:
+    bench = Bench(tmp_path, OutboxLimits(bulk=LaneLimits(max_age_s=3_600)))
+    bench.add(1, lane="bulk")
+    bench.now += 3_000
+    bench.add(2, lane="bulk")
+    bench.boot, bench.now = "second", 10.0  # what is off does not age
+    bench.reopen()
+    bench.now += 599
+    assert bench.outbox.trim() == 0
+    bench.now += 1
+    assert bench.outbox.trim() == 1
+    assert bench.sequences("bulk") == [2]
+    bench.outbox.close()
+
+
+def test_a_file_of_the_first_version_is_taken_over(tmp_path) -> None:
+    path = tmp_path / "outbox.db"
     with sqlite3.connect(path) as connection:
-        here: dict[tuple[str, str], dict[int, str]] = {}
-        for epoch, lane, sequence, state in connection.execute("SELECT epoch, lane, sequence, state FROM letters"):
-            here.setdefault((epoch, lane), {})[sequence] = state
-        gone: dict[tuple[str, str], set[int]] = {}
-        for epoch, lane, first, last in connection.execute("SELECT epoch, lane, first, last FROM losses"):
-            gone.setdefault((epoch, lane), set()).update(range(first, last + 1))
-        for epoch, lane, issued, mark in connection.execute("SELECT epoch, lane, issued, mark FROM lanes"):
-            key = (epoch, lane)
-            for sequence in range(1, issued + 1):
-                state = here.get(key, {}).get(sequence)
-                lost = sequence in gone.get(key, set())
-                assert (state is not None) + lost <= 1
-                if state is None and not lost:
-                    assert sequence <= marks.get(key, 0)
-                assert state != "receipted" or sequence <= mark
-                assert state != "waiting" or sequence > mark
-        totals = dict(connection.execute("SELECT state, sum(letters) FROM totals GROUP BY state"))
-        counted = dict(connection.execute("SELECT state, count(*) FROM letters GROUP BY state"))
-        assert {k: v for k, v in totals.items() if v} == counted
+        connection.executescript(FIRST_VERSION)
     connection.close()
+    bench = Bench(tmp_path)
+    assert bench.outbox.epoch == "01J00000000000000000000000"
+    bench.add()
+    assert bench.sequences() == [2, 3, 4]
+    assert bench.outbox.report_losses()
+    assert bench.outbox.summary().waiting.letters == 4
+    bench.outbox.close()
+
+
+FIRST_VERSION = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE lanes (epoch TEXT NOT NULL, lane TEXT NOT NULL, issued INTEGER NOT NULL, mark INTEGER NOT NULL,
+    PRIMARY KEY (epoch, lane)) WITHOUT ROWID;
+CREATE TABLE letters (id TEXT PRIMARY KEY, epoch TEXT NOT NULL, lane TEXT NOT NULL, sequence INTEGER NOT NULL,
+    kind TEXT NOT NULL, data TEXT NOT NULL, time REAL NOT NULL, bytes INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting', receipted_at REAL, UNIQUE (epoch, lane, sequence));
+CREATE INDEX letters_waiting ON letters (lane, sequence) WHERE state = 'waiting';
+CREATE TABLE losses (epoch TEXT NOT NULL, lane TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    reason TEXT NOT NULL, letters INTEGER NOT NULL, PRIMARY KEY (epoch, lane, first)) WITHOUT ROWID;
+CREATE TABLE totals (lane TEXT NOT NULL, state TEXT NOT NULL, letters INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    PRIMARY KEY (lane, state)) WITHOUT ROWID;
+INSERT INTO meta VALUES ('epoch', '01J00000000000000000000000');
+INSERT INTO lanes VALUES ('01J00000000000000000000000', 'normal', 3, 0);
+INSERT INTO letters VALUES ('01J00000000000000000000002', '01J00000000000000000000000', 'normal', 2, 'sample', '{}',
+    1.0, 258, 'waiting', NULL), ('01J00000000000000000000003', '01J00000000000000000000000', 'normal', 3, 'sample',
+    '{}', 1.0, 258, 'waiting', NULL);
+INSERT INTO losses VALUES ('01J00000000000000000000000', 'normal', 1, 1, 'evicted', 1);
+INSERT INTO totals VALUES ('normal', 'waiting', 2, 516);
+"""

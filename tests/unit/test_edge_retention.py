@@ -9,14 +9,17 @@ from edge_runtime.letters.retention import (
     KEEP_AT_LEAST_S,
     KEEP_RECEIPTED_S,
     Amount,
+    Bounds,
     Gap,
     Kept,
     floor_of,
+    lane_above_bounds,
     lane_to_evict,
     may_go,
 )
 
 BOUND = Amount(100, 100_000)
+BOUNDS = Bounds(BOUND, dict.fromkeys(EVICTION_ORDER, BOUND), {})
 amounts = st.builds(Amount, st.integers(0, 60), st.integers(0, 60_000))
 
 
@@ -27,7 +30,7 @@ amounts = st.builds(Amount, st.integers(0, 60), st.integers(0, 60_000))
 )
 def test_a_letter_never_pushes_out_a_more_urgent_one(lane, size, waiting) -> None:
     try:
-        victim = lane_to_evict(lane, size, waiting, BOUND)
+        victim = lane_to_evict(lane, size, waiting, BOUNDS)
     except ValueError:
         return
     assert victim is None or EVICTION_ORDER.index(victim) <= EVICTION_ORDER.index(lane)
@@ -37,20 +40,20 @@ def test_a_letter_never_pushes_out_a_more_urgent_one(lane, size, waiting) -> Non
 
 def test_bulk_goes_before_normal_before_control() -> None:
     full = {"bulk": Amount(1, 1), "normal": Amount(1, 1), "control": Amount(99, 1)}
-    assert lane_to_evict("control", 1, full, BOUND) == "bulk"
-    assert lane_to_evict("control", 1, full | {"bulk": Amount()}, BOUND) == "normal"
-    assert lane_to_evict("control", 1, {"control": Amount(100, 1)}, BOUND) == "control"
+    assert lane_to_evict("control", 1, full, BOUNDS) == "bulk"
+    assert lane_to_evict("control", 1, full | {"bulk": Amount()}, BOUNDS) == "normal"
+    assert lane_to_evict("control", 1, {"control": Amount(100, 1)}, BOUNDS) == "control"
 
 
 def test_some_room_is_for_control_alone() -> None:
     nearly = {"normal": Amount(90, 10)}
-    assert lane_to_evict("control", 1, nearly, BOUND) is None
-    assert lane_to_evict("normal", 1, nearly, BOUND) == "normal"
+    assert lane_to_evict("control", 1, nearly, BOUNDS) is None
+    assert lane_to_evict("normal", 1, nearly, BOUNDS) == "normal"
 
 
 def test_a_less_urgent_letter_is_refused_when_only_urgent_ones_are_left() -> None:
     with pytest.raises(ValueError, match="no letter of lane bulk"):
-        lane_to_evict("bulk", 1, {"control": Amount(95, 1)}, BOUND)
+        lane_to_evict("bulk", 1, {"control": Amount(95, 1)}, BOUNDS)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,22 @@ def test_the_floor_is_the_lowest_held_without_a_gap() -> None:
     assert floor_of(7, 3, []) == 3
     assert floor_of(7, 3, [Gap(5, 6)]) == 7
     assert floor_of(4, 3, [Gap(5, 6)]) == 3
+
+
+def test_a_lane_that_is_full_gives_up_its_own() -> None:
+    bounds = Bounds(BOUND, dict.fromkeys(EVICTION_ORDER, BOUND) | {"normal": Amount(10, 100_000)}, {})
+    assert lane_to_evict("normal", 1, {"normal": Amount(10, 1), "bulk": Amount(5, 1)}, bounds) == "normal"
+    assert lane_to_evict("bulk", 1, {"normal": Amount(10, 1), "bulk": Amount(5, 1)}, bounds) is None
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(EVICTION_ORDER, amounts)), st.sampled_from(EVICTION_ORDER))
+def test_what_exceeds_the_bounds_shrinks_until_it_fits(waiting, narrow) -> None:
+    bounds = Bounds(BOUND, dict.fromkeys(EVICTION_ORDER, BOUND) | {narrow: Amount(20, 20_000)}, {})
+    waiting = {lane: Amount(held.letters, held.bytes if held.letters else 0) for lane, held in waiting.items()}
+    while (lane := lane_above_bounds(waiting, bounds)) is not None:
+        held = waiting[lane]
+        assert held.letters, "only a lane with letters can give one up"
+        size = held.bytes if held.letters == 1 else held.bytes // held.letters
+        waiting[lane] = held - Amount(1, size)
+    assert sum(waiting.values(), Amount()).fits(BOUND)
+    assert waiting[narrow].fits(Amount(20, 20_000))

@@ -1,0 +1,33 @@
+"""Whether a receipt speaks of this outbox at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge_runtime.letters.outbox import Outbox
+from edge_runtime.letters.sending import Run
+from schemas.events import Lane
+
+
+def foreign_marks(
+    outbox: Outbox, lanes: Mapping[Lane, tuple[int, int]], marks: Mapping[Lane, int], heads: Mapping[Lane, str]
+) -> dict[Lane, int]:
+    """Marks that count letters which this outbox did not send.
+
+    The disk was restored from an older image, or copied: the number at the mark was never given here, or to another
+    letter. What is held up to such a mark was not received.
+
+    Args:
+        outbox: of this device.
+        lanes: (issued, mark) of each lane.
+        marks: of a receipt of the present epoch.
+        heads: the letters at these marks, where the courier knows them.
+    """
+    found: dict[Lane, int] = {}
+    for lane, mark in marks.items():
+        issued, known = lanes.get(lane, (0, 0))
+        # One that is no longer held here was receipted before.
+        held = outbox.load(lane, Run(mark, mark)) if known < mark <= issued else []
+        if mark > issued or any(letter.id != heads.get(lane, letter.id) for letter in held):
+            found[lane] = mark
+    return found

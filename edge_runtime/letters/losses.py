@@ -1,0 +1,182 @@
+"""The loss ledger: every letter that was given up, until a letter `losses` has told the platform of it.
+
+A loss and its reason are noted in the transaction that deletes the letter, and marked as reported in the transaction
+that stores the report, so that each is told exactly once, whatever crashes in between.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from sqlite3 import Connection, Row
+
+from schemas.courier import Loss, Losses, LossReason, LostLetter
+from schemas.events import Lane
+
+KIND = "losses"
+MAX_NAMES = 2_000
+"""Letters given up that are remembered by name until they are reported; of more there are only the numbers."""
+NAMES_PER_REPORT = 256
+RANGES_PER_REPORT = 64
+MAX_WAITING_REPORTS = 8
+"""So that losses cannot fill what is reserved for urgent letters; they go on being noted, and are told later."""
+MAX_REPORTED = 2_000
+"""Ranges that are kept after they were reported, for whoever reads the file."""
+
+_COUNTED: dict[LossReason, str] = {
+    "evicted": "dropped",
+    "expired": "dropped",
+    "disk": "dropped",
+    "superseded": "superseded",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Consecutive sequences of one lane that were given up for one reason."""
+
+    epoch: str
+    lane: Lane
+    first: int
+    last: int
+    reason: LossReason
+
+    @property
+    def letters(self) -> int:
+        """How many were really letters; a number that was given anew lost none."""
+        return 0 if self.reason == "renumbered" else self.last - self.first + 1
+
+    def until(self, last: int) -> Range:
+        """Its part up to a sequence."""
+        return Range(self.epoch, self.lane, self.first, last, self.reason)
+
+    def after(self, last: int) -> Range:
+        """Its part behind a sequence."""
+        return Range(self.epoch, self.lane, last + 1, self.last, self.reason)
+
+
+def give_up(connection: Connection, letter: Row, reason: LossReason) -> None:
+    """Delete a waiting letter (id, epoch, lane, sequence, kind, data) and note it."""
+    connection.execute("DELETE FROM letters WHERE id = ?", (letter["id"],))
+    place = (letter["epoch"], letter["lane"], letter["sequence"])
+    note(connection, *place, reason)
+    name(connection, *place, letter["id"], letter["kind"])
+    connection.execute(
+        "INSERT INTO counters VALUES (?, 1) ON CONFLICT DO UPDATE SET value = value + 1", (_COUNTED[reason],)
+    )
+    if letter["kind"] == KIND:
+        _take_back(connection, letter)
+
+
+def note(connection: Connection, epoch: str, lane: Lane, sequence: int, reason: LossReason) -> None:
+    """Note a sequence that will never come, joined to its unreported neighbours."""
+    below = connection.execute(
+        "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first < ? ORDER BY first DESC LIMIT 1",
+        (epoch, lane, sequence),
+    ).fetchone()
+    above = connection.execute(
+        "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, sequence + 1)
+    ).fetchone()
+    first, last = sequence, sequence
+    if _joins(below, reason) and below["last"] == sequence - 1:
+        first = below["first"]
+    if _joins(above, reason):
+        last = above["last"]
+        connection.execute("DELETE FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, sequence + 1))
+    write(connection, Range(epoch, lane, first, last, reason), None)
+
+
+def write(connection: Connection, lost: Range, report: str | None) -> None:
+    """Store a range as it is."""
+    connection.execute(
+        "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (lost.epoch, lost.lane, lost.first, lost.last, lost.reason, lost.letters, report),
+    )
+
+
+def name(connection: Connection, epoch: str, lane: Lane, sequence: int, letter_id: str, kind: str) -> None:
+    """Remember which letter stood on a number, if there is room."""
+    connection.execute(
+        "INSERT OR IGNORE INTO lost SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM lost) < ?",
+        (epoch, lane, sequence, letter_id, kind, MAX_NAMES),
+    )
+
+
+def may_report(connection: Connection) -> bool:
+    """Whether something is to be told, and not too many reports wait already."""
+    if connection.execute("SELECT 1 FROM losses WHERE report IS NULL LIMIT 1").fetchone() is None:
+        return False
+    waiting = connection.execute(
+        "SELECT count(DISTINCT report) FROM losses JOIN letters ON id = report WHERE state = 'waiting'"
+    ).fetchone()[0]
+    return int(waiting) < MAX_WAITING_REPORTS
+
+
+def next_report(connection: Connection, report: str) -> Losses:
+    """What letter `report` is to say; noted as told by it in the same transaction."""
+    rows = connection.execute(
+        "SELECT * FROM losses WHERE report IS NULL ORDER BY epoch, lane, first LIMIT ?", (RANGES_PER_REPORT,)
+    ).fetchall()
+    told, left = [], NAMES_PER_REPORT
+    for row in rows:
+        lost = Range(row["epoch"], row["lane"], row["first"], row["last"], row["reason"])
+        where = (lost.epoch, lost.lane, lost.first, lost.last)
+        names = connection.execute(
+            "SELECT id, kind, sequence FROM lost WHERE epoch = ? AND lane = ? AND sequence BETWEEN ? AND ? "
+            "ORDER BY sequence LIMIT ?",
+            (*where, left + 1),
+        ).fetchall()
+        if len(names) > left:
+            if not left:
+                break
+            names = names[:left]
+            write(connection, lost.after(names[-1]["sequence"]), None)
+            lost = lost.until(names[-1]["sequence"])
+        write(connection, lost, report)
+        connection.execute(
+            "DELETE FROM lost WHERE epoch = ? AND lane = ? AND sequence BETWEEN ? AND ?",
+            (lost.epoch, lost.lane, lost.first, lost.last),
+        )
+        left -= len(names)
+        told.append(
+            Loss(
+                epoch=lost.epoch,
+                lane=lost.lane,
+                first=lost.first,
+                last=lost.last,
+                reason=lost.reason,
+                letters=lost.letters,
+                names=[LostLetter(id=row["id"], kind=row["kind"], sequence=row["sequence"]) for row in names],
+            )
+        )
+    return Losses(losses=told)
+
+
+def forget_reported(connection: Connection) -> None:
+    """Keep the file bounded: ranges that were told, whose report was receipted, and that no letter needs any more."""
+    connection.execute(
+        """
+        DELETE FROM losses WHERE (epoch, lane, first) IN (
+            SELECT l.epoch, l.lane, l.first FROM losses l
+            WHERE l.report IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM letters t WHERE t.id = l.report AND t.state = 'waiting')
+            AND NOT EXISTS (
+                SELECT 1 FROM letters t WHERE t.epoch = l.epoch AND t.lane = l.lane AND t.sequence < l.first)
+            AND (l.epoch <> (SELECT value FROM meta WHERE key = 'epoch')
+                 OR l.last <= (SELECT mark FROM lanes n WHERE n.epoch = l.epoch AND n.lane = l.lane))
+            ORDER BY l.epoch DESC, l.first DESC LIMIT -1 OFFSET ?)
+        """,
+        (MAX_REPORTED,),
+    )
+
+
+def _joins(neighbour: Row | None, reason: LossReason) -> bool:
+    return neighbour is not None and neighbour["reason"] == reason and neighbour["report"] is None
+
+
+def _take_back(connection: Connection, letter: Row) -> None:
+    """A report was given up itself: what it told is to be told again."""
+    connection.execute("UPDATE losses SET report = NULL WHERE report = ?", (letter["id"],))
+    for loss in json.loads(letter["data"])["losses"]:
+        for lost in loss.get("names", []):
+            name(connection, loss["epoch"], loss["lane"], lost["sequence"], lost["id"], lost["kind"])
