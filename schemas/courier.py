@@ -13,6 +13,9 @@ from schemas.ids import Count, Ulid, Word
 Marks = Annotated[dict[Lane, Count], Field(max_length=3)]
 """Highest sequence per lane; a lane that never spoke is absent."""
 
+Heads = Annotated[dict[Lane, Ulid], Field(max_length=3)]
+"""Ids of letters by lane."""
+
 MAX_GOT = 256
 
 
@@ -82,3 +85,6 @@ class Receipt(Message):
     session: Ulid
     epoch: Ulid
     marks: Marks
+    heads: Heads = {}
+    """The letter at each mark, where the courier knows it: a device that holds another one under that number never sent
+    what the mark counts, so its letters up to the mark still wait (decision 0016)."""

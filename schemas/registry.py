@@ -24,6 +24,7 @@ from schemas.ids import (
 Quality = Literal["excellent", "good", "fair", "poor", "offline"]
 Jwt = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$", max_length=8_192)]
 Name = Annotated[str, StringConstraints(max_length=128)]
+Pem = Annotated[str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n-]", max_length=8_192)]
 
 
 class Capabilities(Message):
@@ -89,6 +90,10 @@ class Welcome(Message):
     twin: Twin | None = None
     expires: AwareDatetime | None = None
     """When the JWT ends; renewed at half-life."""
+    certificate: Pem | None = None
+    """Of the device's letter key, for its neighbours; ends with the JWT."""
+    neighbours_ca: Pem | None = None
+    """By which it recognises theirs; may hold several."""
     refused: bool = False
     reason: Word | None = None
     message: Line | None = None
@@ -120,6 +125,8 @@ class OutboxState(Message):
     letters: Count
     bytes: Count
     dropped: Count
+    storage: Literal["disk", "memory"] | None = None
+    """Where new letters go; memory while the disk is full, read-only or broken."""
 
 
 TaskMark = Annotated[str, StringConstraints(pattern=r"^[0-7][0-9A-HJKMNP-TV-Z]{25}:[0-9]{1,9}$")]

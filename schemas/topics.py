@@ -161,6 +161,11 @@ def in_pattern(kind: str) -> str:
     return f"{ROOT}.in.{kind}.>"
 
 
+def in_of(address: Address) -> str:
+    """Everything in IN that is of one device, set aside or not."""
+    return f"{ROOT}.in.*.{address.fleet}.{address.device}"
+
+
 def parse_in(subject: str) -> tuple[str, Address]:
     """Kind and sender of a verified letter."""
     levels = subject.split(".")

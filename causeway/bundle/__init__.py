@@ -1,0 +1,1 @@
+"""Bundles that people carry: a folder, as on a USB stick, between devices without a network and the platform."""

@@ -1,0 +1,134 @@
+"""Into the platform: every bundle of a folder, each taken out of it only once its letters are stored."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from causeway.bundle.folder import BundleFile, BundleFolder
+from schemas.ids import Address
+from services.kit.api.courier import BundleFrames, BundleImportAnswer
+
+DONE = frozenset({"stored", "known"})
+
+
+class Importer(Protocol):
+    """The part of an operator's session that importing needs."""
+
+    async def import_bundle(self, frame: bytes, waited_s: float = 0.0) -> BundleImportAnswer:
+        """Hand one fragment to the courier."""
+
+
+class OriginReport(BaseModel):
+    """What became of one device's bundles."""
+
+    fleet: str | None
+    device: str | None
+    """None where nobody can say whose it is."""
+    bundles: dict[str, int] = {}
+    """How many, by what became of them: stored, known, early, incomplete or refused."""
+    stored: int = 0
+    duplicate: int = 0
+    early: int = 0
+    refused: int = 0
+    reasons: list[str] = []
+    """Why bundles were refused."""
+
+
+class ImportReport(BaseModel):
+    """What an import did."""
+
+    origins: list[OriginReport]
+    receipts: int
+    """Devices for whom a receipt now lies in the folder."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether a bundle was refused."""
+        return any("refused" in origin.bundles for origin in self.origins)
+
+
+async def bring(
+    platform: Importer, folder: BundleFolder, progress: Callable[[int, int], None] = lambda _done, _all: None
+) -> ImportReport:
+    """Import every bundle; safe to repeat, and to break off.
+
+    Args:
+        platform: where to.
+        folder: the folder.
+        progress: called with how many of how many bundles are done with.
+
+    Raises:
+        PlatformError: if the courier does not answer; what was not stored by then lies there as before.
+        OSError: if the folder cannot be read or written.
+    """
+    waiting, ends, receipts = folder.up(), dict[str, BundleImportAnswer](), set[Address]()
+    total, before = len(waiting), -1
+    # Again for as long as it helps: a bundle may have come before one that holds earlier letters.
+    while waiting and len(waiting) != before:
+        before = len(waiting)
+        for bundle, files in list(waiting.items()):
+            if bundle in ends and ends[bundle].state != "early":
+                continue
+            answer = await _bring(platform, files)
+            ends[bundle] = _sum(ends.get(bundle), answer)
+            if answer.state in DONE:
+                if answer.receipt is not None and answer.fleet and answer.device:
+                    receipts.add(_put_receipt(folder, Address(answer.fleet, answer.device), answer.receipt))
+                for file in files:
+                    file.path.unlink()
+                del waiting[bundle]
+            progress(total - len(waiting), total)
+    return ImportReport(origins=_by_origin(ends.values()), receipts=len(receipts))
+
+
+async def _bring(platform: Importer, files: Iterable[BundleFile]) -> BundleImportAnswer:
+    answer = BundleImportAnswer(state="held")
+    for file in files:
+        answer = await platform.import_bundle(file.read(), file.lay_s(time.time()))
+        if answer.state == "refused":
+            told = answer.message or answer.reason
+            return answer.model_copy(update={"message": f"{file.path.name}: {told}"})
+        if answer.bundle != file.bundle:
+            told = f"{file.path.name}: it holds a fragment of bundle {answer.bundle}; give it its name back"
+            return answer.model_copy(update={"state": "refused", "reason": "wrong_name", "message": told})
+        if answer.state != "held":
+            break
+    return answer
+
+
+def _sum(before: BundleImportAnswer | None, now: BundleImportAnswer) -> BundleImportAnswer:
+    """Letters that an earlier attempt stored are duplicates in the next."""
+    stored = before.stored if before else 0
+    duplicate = max(0, now.duplicate - stored)
+    return now.model_copy(update={"stored": stored + now.stored, "duplicate": duplicate})
+
+
+def _put_receipt(folder: BundleFolder, address: Address, receipt: BundleFrames) -> Address:
+    folder.put_down(address, receipt.bundle, [base64.b64decode(frame) for frame in receipt.frames])
+    return address
+
+
+def _by_origin(answers: Iterable[BundleImportAnswer]) -> list[OriginReport]:
+    found: dict[tuple[str, str], list[BundleImportAnswer]] = {}
+    for answer in answers:
+        found.setdefault((answer.fleet or "", answer.device or ""), []).append(answer)
+    return [_report(*name, found[name]) for name in sorted(found)]
+
+
+def _report(fleet: str, device: str, answers: Sequence[BundleImportAnswer]) -> OriginReport:
+    return OriginReport(
+        fleet=fleet or None,
+        device=device or None,
+        bundles=dict(Counter("incomplete" if answer.state == "held" else answer.state for answer in answers)),
+        stored=sum(answer.stored for answer in answers),
+        duplicate=sum(answer.duplicate for answer in answers),
+        early=sum(answer.early for answer in answers),
+        refused=sum(answer.refused for answer in answers),
+        reasons=[answer.message or "" for answer in answers if answer.state == "refused"],
+    )

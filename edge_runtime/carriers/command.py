@@ -1,0 +1,120 @@
+"""`causeway-edge bundle`: the stick in a person's hand. Works beside a running agent and without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.carriers.folder import Exported, FolderCarrier, Imported
+from edge_runtime.carriers.station import Ground, open_station, piece_folder
+from edge_runtime.clock import FlooredClock
+from edge_runtime.errors import ConfigError
+from edge_runtime.folder import EdgeFolder
+from edge_runtime.identity import require_enrolled
+from edge_runtime.letters.inbox import Inbox
+from edge_runtime.letters.outbox import Outbox
+from edge_runtime.settings import EdgeSettings
+from edge_runtime.status import read_status
+from edge_runtime.trust.keyring import Keyring
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What to say to the person.
+
+    Attributes:
+        facts: the same for scripts.
+        whole: whether everything went over.
+    """
+
+    text: str
+    facts: dict[str, Any]
+    whole: bool
+
+
+def export(settings: EdgeSettings, folder: Path) -> Told:
+    """Write what waits into a folder.
+
+    Raises:
+        ConfigError: if the device is not enrolled, or its settings do not allow carriers.
+        FolderError: if the folder cannot be written.
+        OutboxError: if the device's own disk does not do its part.
+    """
+    with _carrier(settings, folder) as carrier:
+        done = carrier.export(urgent=True)
+    return Told(_exported(done, folder), asdict(done), done.problem is None)
+
+
+def take(settings: EdgeSettings, folder: Path) -> Told:
+    """Take over what a folder holds. Raises as `export`."""
+    with _carrier(settings, folder) as carrier:
+        done = carrier.take()
+    runs = _agent_runs(EdgeFolder(settings.state))
+    return Told(_imported(done, runs=runs), asdict(done) | {"agent_runs": runs}, not done.no_room)
+
+
+@contextmanager
+def _carrier(settings: EdgeSettings, directory: Path) -> Iterator[FolderCarrier]:
+    if not settings.carriers.enabled:
+        raise ConfigError("bundle: carriers.enabled is false in the settings of this device; set it to true")
+    folder = EdgeFolder(settings.state)
+    identity = require_enrolled(folder.identity)
+    inbox = Inbox(folder.inbox, time.time)
+    clock = FlooredClock(inbox.time_floor)
+    outbox = Outbox(folder.outbox, settings.outbox, lambda: clock.now().timestamp())
+    keyring = Keyring(folder.trust)
+    station = open_station(
+        Ground(
+            folder=folder,
+            settings=settings.carriers,
+            outbox=outbox,
+            inbox=inbox,
+            keyring=keyring,
+            clock=clock,
+            identity=lambda: identity,
+            trust=lambda: keyring.state(folder.models()),
+        )
+    )
+    try:
+        yield FolderCarrier(station.custodian, piece_folder(folder, settings.carriers), directory)
+    finally:
+        station.close()
+        outbox.close()
+        inbox.close()
+
+
+def _agent_runs(folder: EdgeFolder) -> bool:
+    try:
+        return bool(read_status(folder.status)["running"])
+    except ConfigError:
+        return False
+
+
+def _exported(exported: Exported, folder: Path) -> str:
+    text = f"wrote {exported.fragments} fragments of {exported.bundles} bundles ({exported.bytes} bytes) to {folder}"
+    if exported.present:
+        text += f"; {exported.present} were there already"
+    if exported.problem:
+        text += f"\nthis device's own letters are not among them: {exported.problem}"
+    return text + "\nnext: causeway bundle import FOLDER, on the platform's machine"
+
+
+def _imported(imported: Imported, *, runs: bool) -> str:
+    text = (
+        f"took {imported.arrived} fragments for this device ({imported.complete} bundles complete), "
+        f"{imported.carried} to carry for others, {imported.pieces} pieces of updates ({imported.piece_bytes} bytes)"
+    )
+    lines = [text]
+    if imported.refused:
+        lines.append(f"{imported.refused} files are not what they claim to be; they were left there")
+    if imported.no_room:
+        lines.append(
+            f"{imported.no_room} found no room: see carriers.max_bytes and carriers.max_piece_bytes in the settings"
+        )
+    if imported.complete and not runs:
+        lines.append("next: causeway-edge run acts on it; the agent does not run now")
+    return "\n".join(lines)

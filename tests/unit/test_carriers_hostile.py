@@ -1,0 +1,179 @@
+"""A stick that somebody has prepared, and a neighbour that forges: what they cannot reach, destroy or use up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ulid import ULID
+
+from causeway.bundle.folder import BundleFolder
+from edge_runtime.carriers.folder import FolderError
+from edge_runtime.carriers.pieces import MAX_RECIPE_BYTES, piece_path
+from edge_runtime.carriers.port import Peer
+from edge_runtime.folder import write_durable
+from schemas.bundles import Addressed, CarriedLetter, Contents, Parcel, write_bundle
+from schemas.envelope import Signer
+from schemas.ids import Address
+from services.kit.errors import RefusedError
+from tests.support.carriers import Realm, Traveller
+
+
+@pytest.fixture
+def realm() -> Realm:
+    return Realm()
+
+
+@pytest.fixture
+def pair(realm: Realm, tmp_path: Path) -> Iterator[tuple[Traveller, Traveller]]:
+    travellers = Traveller(realm, tmp_path / "a", "a"), Traveller(realm, tmp_path / "b", "b")
+    yield travellers
+    for traveller in travellers:
+        traveller.close()
+
+
+@pytest.fixture
+def stick(tmp_path: Path) -> Path:
+    folder = tmp_path / "stick"
+    (folder / "causeway" / "up").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def prize(tmp_path: Path) -> Path:
+    """A file outside the stick that nobody may write."""
+    path = tmp_path / "prize"
+    path.write_text("precious")
+    return path
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(prize: Path, tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    target.with_name(f".{target.name}.new").symlink_to(prize)
+    write_durable(target, b"mine")
+    assert (prize.read_text(), target.read_bytes()) == ("precious", b"mine")
+
+
+def test_a_pipe_in_the_place_of_a_temporary_file_stops_nobody(tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    os.mkfifo(target.with_name(f".{target.name}.new"))
+    write_durable(target, b"mine")
+    assert target.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("planted", ["causeway", "causeway/up"])
+def test_letters_are_not_written_through_a_link_on_the_stick(
+    pair: tuple[Traveller, Traveller], stick: Path, tmp_path: Path, planted: str
+) -> None:
+    a, _ = pair
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(stick / planted)
+    (stick / planted).symlink_to(elsewhere)
+    a.say()
+    with pytest.raises(FolderError, match="link"):
+        a.stick(stick).export(urgent=True)
+    assert list(elsewhere.rglob("*")) == []
+    assert {one.copies for one in a.store.carried()} <= {4}, "nothing was given away"
+
+
+@pytest.mark.parametrize("planted", ["causeway", "causeway/down", "causeway/down/home.cam", "causeway/pieces/aa"])
+def test_the_platform_writes_through_no_link_on_the_stick(stick: Path, tmp_path: Path, planted: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(stick / planted, ignore_errors=True)
+    (stick / planted).parent.mkdir(parents=True, exist_ok=True)
+    (stick / planted).symlink_to(elsewhere)
+
+    def export() -> None:
+        folder = BundleFolder(stick)
+        folder.put_down(Address("home", "cam"), str(ULID()), [b"frame"])
+        folder.put_piece("aa" * 32, b"piece")
+
+    with pytest.raises(RefusedError, match="link"):
+        export()
+    assert [path for path in elsewhere.rglob("*") if path.is_file()] == []
+
+
+def test_the_platform_reads_nothing_but_files_of_the_stick(stick: Path, prize: Path) -> None:
+    up = stick / "causeway" / "up"
+    (up / f"{ULID()}.0.bundle").symlink_to(prize)
+    os.mkfifo(up / f"{ULID()}.0.bundle")
+    assert [file for files in BundleFolder(stick).up().values() for file in files] == []
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_no_more_than_a_recipe_is_read_from_the_stick(stick: Path, beyond: int) -> None:
+    data = bytes(MAX_RECIPE_BYTES + beyond)
+    sha256 = hashlib.sha256(data).hexdigest()
+    write_durable(piece_path(stick / "causeway" / "pieces", sha256), data)
+    assert BundleFolder(stick).recipe(sha256) == (None if beyond else data)
+
+
+def test_letters_of_a_former_life_stay_on_the_stick(realm: Realm, stick: Path, tmp_path: Path) -> None:
+    before = Traveller(realm, tmp_path / "before", "cam")
+    before.say("the disk of this one dies")
+    before.stick(stick).export(urgent=True)
+    (only,) = (stick / "causeway" / "up").glob("*.bundle")
+    before.close()
+    after = Traveller(realm, tmp_path / "after", "cam")
+    after.say("reinstalled")
+    after.stick(stick).export(urgent=True)
+    assert only.exists(), "nobody else holds these letters"
+    assert len(list(only.parent.glob("*.bundle"))) == 2
+    after.close()
+
+
+def peer(of: Traveller) -> Peer:
+    return Peer(of.address, key=of.identity.public_key)
+
+
+def like(parcel: Parcel, realm: Realm, to: Traveller, fragments: int) -> list[Parcel]:
+    """What a forger makes who has seen the id of a bundle."""
+    head = parcel.head
+    label = Addressed(
+        bundle_id=head.id,
+        platform=realm.platform,
+        origin=head.origin,
+        destination=head.destination,
+        created=head.created,
+        lifetime_s=head.lifetime_s,
+        priority="control",
+    )
+    noise = [CarriedLetter(kind="config", envelope=os.urandom(15_000).hex()) for _ in range(fragments)]
+    forged = write_bundle(Contents(letters=noise), label, seal_key=to.identity.seal_key, signer=Signer.generate())
+    return [replace(each, way=each.way.model_copy(update={"hops": 1})) for each in forged]
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("first", ["forged", "genuine"])
+def test_a_forged_fragment_of_a_bundle_does_not_spoil_the_genuine(
+    pair: tuple[Traveller, Traveller], realm: Realm, fragments: int, first: str
+) -> None:
+    a, b = pair
+    (genuine,) = realm.answer(a, Contents())
+    forged = like(genuine, realm, a, fragments)[-1]
+    for parcel in (forged, genuine) if first == "forged" else (genuine, forged):
+        a.custodian.take(parcel, peer(b))
+    assert a.store.whole(a.address.source) == [genuine.head.id]
+    assert [each.head_bytes for each in a.store.fragments_of(genuine.head.id)] == [genuine.head_bytes]
+
+
+def test_bundles_that_never_become_whole_do_not_keep_newer_ones_out(
+    pair: tuple[Traveller, Traveller], realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.carriers.custodian.MAX_ARRIVING", 3)
+    a, b = pair
+    noise = Contents(letters=[CarriedLetter(kind="config", envelope=os.urandom(30_000).hex())])
+    torn = [realm.answer(a, noise) for _ in range(3)]
+    for first, *_ in torn:
+        assert a.custodian.take(first, peer(b)) == "arrived"
+    newest = realm.answer(a, noise)
+    assert [a.custodian.take(parcel, peer(b)) for parcel in newest] == ["arrived"] * len(newest)
+    assert newest[0].head.id in a.store.whole(a.address.source)
+    assert len(a.store.carried()) == 3
