@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from schemas.topics import STATES, UP_LETTERS
+from services.courier.bundles import Bundles
+from services.courier.carried import CarriedLetters
 from services.courier.courier import Courier
 from services.courier.handlers import StateHandlers
 from services.courier.intake import Intake
+from services.courier.integrity import Integrity
 from services.courier.lease import Lease
 from services.courier.pipeline import Pipeline
 from services.courier.postman import Postman
@@ -33,8 +36,22 @@ async def wire(service: Service) -> None:
     book = DeviceBook(RegistryKeys(service.state).open_record)
     sessions = Sessions(settings.max_sessions)
     turnstile = Turnstile(bus, service.name, UP_LETTERS | STATES, settings.rejects_per_minute)
-    receipts = Receipts(bus, read_letter_key(service.state.service_key("courier")), platform, sessions, settings)
+    key = read_letter_key(service.state.service_key("courier"))
+    receipts = Receipts(bus, key, platform, sessions, settings)
     postman = Postman(bus, pipeline, settings)
+    carried = CarriedLetters()
+    bundles = Bundles(
+        bus,
+        key,
+        platform,
+        book=book,
+        carried=carried,
+        postman=postman,
+        receipts=receipts,
+        turnstile=turnstile,
+        settings=settings,
+    )
+    integrity = Integrity(bus, book, receipts, postman, settings)
     intake = Intake(
         bus,
         pipeline,
@@ -44,10 +61,20 @@ async def wire(service: Service) -> None:
         receipts=receipts,
         sessions=sessions,
         turnstile=turnstile,
+        carried=carried,
+        integrity=integrity,
         settings=settings,
     )
     handlers = StateHandlers(intake, postman, receipts, sessions, turnstile)
     await handlers.subscribe(bus)
     Courier(
-        service, lease=lease, book=book, intake=intake, postman=postman, receipts=receipts, handlers=handlers
+        service,
+        lease=lease,
+        book=book,
+        intake=intake,
+        postman=postman,
+        receipts=receipts,
+        handlers=handlers,
+        bundles=bundles,
+        integrity=integrity,
     ).start()

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from nats.aio.msg import Msg
 from nats.js.api import Header
 from ulid import ULID
 
 from services.courier import metrics
-from services.courier.pipeline import Pipeline, Request, read_answer
+from services.courier.pipeline import Pipeline, PipelineError, Request, read_answer
+from services.kit.mailbox import LETTER_ID
 
 MESSAGE_ID = Header.MSG_ID.value
 EXPECTED = Header.EXPECTED_LAST_MSG_ID.value
 REASON = "Causeway-Refused"
 """Header of a letter whose number is spent without being handed on."""
+WAY = "Causeway-Way"
+"""Header of a letter that did not come straight from its device: `carried` or `replayed`."""
+Way = Literal["carried", "replayed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,13 @@ class Entry:
     message_id: str
     body: bytes
     reason: str | None = None
+    letter_id: str | None = None
+    way: Way | None = None
+
+    def headers(self, last: str) -> dict[str, str]:
+        """What it is stored with, behind the message `last`."""
+        named = {REASON: self.reason, LETTER_ID: self.letter_id, WAY: self.way}
+        return {MESSAGE_ID: self.message_id, EXPECTED: last} | {k: v for k, v in named.items() if v is not None}
 
 
 class Chain:
@@ -65,12 +78,17 @@ class Chain:
         requests = []
         last = self.message_id
         for entry in entries:
-            headers = {MESSAGE_ID: entry.message_id, EXPECTED: last}
-            if entry.reason is not None:
-                headers[REASON] = entry.reason
-            requests.append(Request(entry.subject, entry.body, headers))
+            requests.append(Request(entry.subject, entry.body, entry.headers(last)))
             last = entry.message_id
-        sequences = [int(read_answer(answer)["seq"]) for answer in await self._pipeline.ask(requests)]
+        sequences = [_stored(answer) for answer in await self._pipeline.ask(requests)]
         if sequences:
             self.message_id, self.sequence = last, sequences[-1]
         return sequences
+
+
+def _stored(message: Msg) -> int:
+    answer = read_answer(message)
+    if answer.get("duplicate"):
+        # The server remembers the id of a message that it does not hold, else a replay would have shown it.
+        raise PipelineError(f"message {answer['seq']} was not stored: its id was used a moment ago and it was deleted")
+    return int(answer["seq"])

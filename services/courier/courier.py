@@ -8,8 +8,10 @@ import structlog
 from nats.errors import Error as NatsError
 
 from services.courier import metrics
+from services.courier.bundles import Bundles
 from services.courier.handlers import StateHandlers
 from services.courier.intake import Intake
+from services.courier.integrity import Integrity
 from services.courier.lease import Lease
 from services.courier.pipeline import PipelineError
 from services.courier.postman import Postman
@@ -36,6 +38,8 @@ class Courier:
         postman: Postman,
         receipts: Receipts,
         handlers: StateHandlers,
+        bundles: Bundles,
+        integrity: Integrity,
     ) -> None:
         self._service = service
         self._lease = lease
@@ -44,6 +48,8 @@ class Courier:
         self._postman = postman
         self._receipts = receipts
         self._handlers = handlers
+        self._bundles = bundles
+        self._integrity = integrity
 
     def start(self) -> None:
         """Begin; not ready before this instance is known to be a standby, or takes letters."""
@@ -71,6 +77,8 @@ class Courier:
         service.spawn(postman.send(), "send")
         service.spawn(postman.delete(), "delete")
         service.every(EXPIRE_S, postman.expire, "expire")
+        self._bundles.start(service, self._intake.serving, postman.loaded)
+        self._integrity.start(service)
         await self._intake.run()
 
     async def _follow_devices(self) -> None:
@@ -92,6 +100,7 @@ class Courier:
         # A restarted server forgot the requests that it held.
         self._intake.interrupt("the connection was lost")
         self._postman.interrupt("the connection was lost")
+        self._bundles.interrupt("the connection was lost")
 
     async def _retire(self) -> None:
         if not self._service.bus.nc.is_connected:

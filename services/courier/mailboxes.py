@@ -2,6 +2,9 @@
 
 A letter stays until its device says `got`. At most `window` letters of a device are on their way at a time; each is
 repeated with doubling pauses, and after `attempts` it rests until the device says hello.
+
+Whose turn it is, is first come, first served over all devices. Since a device has at most a window in the queue and
+cannot fill it more often than `first_s` allows, nobody waits longer than the others' windows take.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from schemas.ids import Address
 
@@ -55,6 +59,8 @@ class Mailboxes:
     _owners: dict[int, Address] = field(default_factory=dict)
     _schedule: list[tuple[float, int]] = field(default_factory=list)
     _expiries: list[tuple[float, int]] = field(default_factory=list)
+    _greeted: dict[Address, float] = field(default_factory=dict)
+    """When the devices that have letters last began anew."""
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -62,6 +68,10 @@ class Mailboxes:
     def of(self, address: Address) -> list[Waiting]:
         """Letters of one device, oldest first."""
         return [entry.letter for entry in self._boxes.get(address, {}).values()]
+
+    def owners(self) -> list[Address]:
+        """Devices that letters wait for."""
+        return list(self._boxes)
 
     def put(self, letter: Waiting, now: float, *, attempts: int | None = None) -> list[Waiting]:
         """A letter is in OUT; letters arrive in the order of OUT.
@@ -101,6 +111,7 @@ class Mailboxes:
         letter = box.pop(sequence).letter
         if not box:
             del self._boxes[address]
+            self._greeted.pop(address, None)
         place = (address, letter.kind, letter.slot)
         if self._slots.get(place) == sequence:
             del self._slots[place]
@@ -120,10 +131,19 @@ class Mailboxes:
         return held
 
     def hello(self, address: Address, now: float) -> None:
-        """A device is there: begin anew with its oldest letters."""
-        for entry in self._boxes.get(address, {}).values():
+        """A device is there: begin anew with its oldest letters.
+
+        What is due already keeps its place: whoever says hello again since the queue is long would else stand at its
+        end each time. And whoever says it without end is sent no letter more often than after `first_s`.
+        """
+        box = self._boxes.get(address)
+        if box is None or 0 <= now - self._greeted.get(address, -inf) < self.limits.first_s:
+            return
+        self._greeted[address] = now
+        for entry in box.values():
             entry.left, entry.pause_s = self.limits.attempts, self.limits.first_s
-            entry.active, entry.next_at = False, None
+            if entry.next_at is None or entry.next_at > now:
+                entry.active, entry.next_at = False, None
         self._fill(address, now)
 
     def due(self, now: float, limit: int) -> list[Waiting]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -27,6 +28,8 @@ class SavedLane(BaseModel):
     mark: Count
     at: Count = 0
     lost: Count = 0
+    head: Ulid | None = None
+    """Id of the letter that set the mark."""
 
 
 class SavedDevice(BaseModel):
@@ -34,6 +37,9 @@ class SavedDevice(BaseModel):
 
     epochs: dict[Ulid, dict[Lane, SavedLane]] = {}
     session: Ulid | None = None
+    active: Ulid | None = None
+    spoke: float = 0.0
+    """The epoch whose letter came last from the device itself, and when IN took it, in seconds since 1970."""
 
 
 class SavedPoint(BaseModel):
@@ -53,6 +59,14 @@ class InState:
 
 
 @dataclass(frozen=True, slots=True)
+class Voice:
+    """The epoch in which a device itself speaks, as of a moment in seconds since 1970."""
+
+    epoch: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """Where a replay begins, and whether what was saved was believed whole."""
 
@@ -68,6 +82,8 @@ class Marks:
         self.flat: dict[LaneKey, int] = {}
         self._at: dict[LaneKey, int] = {}
         self._lost: dict[LaneKey, int] = {}
+        self._heads: dict[LaneKey, str] = {}
+        self._voices: dict[Address, Voice] = {}
         self._epochs: dict[Address, list[str]] = {}
         self._changed: set[Address] = set()
 
@@ -75,6 +91,25 @@ class Marks:
         """Marks of one epoch by lane; a lane that never spoke is absent."""
         keys = (LaneKey(address.fleet, address.device, epoch, lane) for lane in ("control", "normal", "bulk"))
         return {key.lane: self.flat[key] for key in keys if key in self.flat}
+
+    def heads(self, address: Address, epoch: str) -> dict[str, str]:
+        """Ids of the letters at the marks of one epoch, where they are known."""
+        keys = (LaneKey(address.fleet, address.device, epoch, lane) for lane in ("control", "normal", "bulk"))
+        return {key.lane: self._heads[key] for key in keys if key in self._heads}
+
+    def head(self, key: LaneKey) -> tuple[str, int] | None:
+        """Id of the letter at a lane's mark and its place in IN, if known."""
+        head = self._heads.get(key)
+        return None if head is None else (head, self._at.get(key, 0))
+
+    def places(self, address: Address, epoch: str) -> list[int]:
+        """Where IN holds the letters at the marks of one epoch."""
+        keys = (LaneKey(address.fleet, address.device, epoch, lane) for lane in ("control", "normal", "bulk"))
+        return [self._at[key] for key in keys if key in self._at]
+
+    def voice(self, address: Address) -> Voice | None:
+        """The epoch in which a device spoke last."""
+        return self._voices.get(address)
 
     def epochs(self, address: Address) -> Sequence[str]:
         """Epochs of a device, the one that spoke first in front."""
@@ -90,8 +125,18 @@ class Marks:
             self._lost[gap.key] = self._lost.get(gap.key, 0) + gap.letters
             self._set(gap.key, gap.last)
 
-    def stored(self, key: LaneKey, sequence: int, at: int) -> None:
-        """A letter is in IN at `at`; those that IN never held before it are lost. An older one changes nothing."""
+    def stored(
+        self, key: LaneKey, sequence: int, at: int, letter_id: str | None = None, spoke: float | None = None
+    ) -> None:
+        """A letter is in IN at `at`; those that IN never held before it are lost. An older one changes nothing.
+
+        Args:
+            key: its lane.
+            sequence: its number there.
+            at: IN's sequence.
+            letter_id: None if IN does not say.
+            spoke: when IN took it, if it came from the device itself.
+        """
         mark = self.flat.get(key, 0)
         if sequence <= mark:
             return
@@ -99,6 +144,16 @@ class Marks:
             self._lost[key] = self._lost.get(key, 0) + sequence - mark - 1
         self._set(key, sequence)
         self._at[key] = at
+        if letter_id is not None:
+            self._heads[key] = letter_id
+        if spoke is not None:
+            self._voices[Address(key.fleet, key.device)] = Voice(key.epoch, spoke)
+
+    def lower(self, key: LaneKey, mark: int) -> None:
+        """Forget that anything of a lane above `mark` was stored."""
+        if mark < self.flat.get(key, 0):
+            self._set(key, mark)
+            self._at[key] = 0
 
     def touch(self, address: Address) -> None:
         """Have a device saved at the next turn, if there is anything to save."""
@@ -122,6 +177,10 @@ class Marks:
                 self._set(key, entry.mark)
                 self._at[key] = entry.at
                 self._lost[key] = entry.lost
+                if entry.head is not None:
+                    self._heads[key] = entry.head
+        if saved.active in saved.epochs:
+            self._voices[address] = Voice(saved.active, saved.spoke)
         self._changed.discard(address)
 
     def _set(self, key: LaneKey, mark: int) -> None:
@@ -132,24 +191,31 @@ class Marks:
             if len(epochs) > MAX_EPOCHS:
                 self._forget(address, epochs.pop(0))
         self.flat[key] = mark
+        # Until it is said which letter stands there.
+        self._heads.pop(key, None)
         self._changed.add(address)
 
     def _forget(self, address: Address, epoch: str) -> None:
         for lane in ("control", "normal", "bulk"):
             key = LaneKey(address.fleet, address.device, epoch, lane)
-            for table in (self.flat, self._at, self._lost):
+            tables: tuple[dict[LaneKey, Any], ...] = (self.flat, self._at, self._lost, self._heads)
+            for table in tables:
                 table.pop(key, None)
 
     def _saved(self, address: Address, session: str | None) -> SavedDevice:
         epochs = {
             epoch: {
-                lane: SavedLane(mark=mark, at=self._at.get(key, 0), lost=self._lost.get(key, 0))
+                lane: SavedLane(
+                    mark=mark, at=self._at.get(key, 0), lost=self._lost.get(key, 0), head=self._heads.get(key)
+                )
                 for lane, mark in self.of(address, epoch).items()
                 for key in (LaneKey(address.fleet, address.device, epoch, lane),)
             }
             for epoch in self._epochs.get(address, ())
         }
-        return SavedDevice.model_validate({"epochs": epochs, "session": session})
+        voice = self._voices.get(address)
+        active = {"active": voice.epoch, "spoke": voice.at} if voice is not None else {}
+        return SavedDevice.model_validate({"epochs": epochs, "session": session, **active})
 
 
 def base(saved: Mapping[Address, SavedDevice], point: SavedPoint | None, stream: InState) -> Base:
@@ -180,4 +246,5 @@ def _expired_only(device: SavedDevice, first: int) -> SavedDevice:
         epoch: {lane: entry for lane, entry in lanes.items() if 0 < entry.at < first}
         for epoch, lanes in device.epochs.items()
     }
-    return SavedDevice(epochs={epoch: lanes for epoch, lanes in kept.items() if lanes}, session=device.session)
+    epochs = {epoch: lanes for epoch, lanes in kept.items() if lanes}
+    return device.model_copy(update={"epochs": epochs})

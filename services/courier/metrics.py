@@ -9,9 +9,9 @@ REFUSED = Counter("causeway_letters_refused_total", "Proven letters set aside in
 DUPLICATES = Counter("causeway_letters_duplicate_total", "Letters that IN held already.")
 EARLY = Counter("causeway_letters_early_total", "Letters that came before their predecessor.")
 LOST = Counter("causeway_letters_lost_total", "Letters that their device no longer holds and that will never come.")
-OLD_EPOCH = Counter(
-    "causeway_letters_old_epoch_total", "Letters of an epoch after a newer one spoke: a sign of a clone."
-)
+CLONES = Counter("causeway_clone_suspicions_total", "Signs of two devices with one key, by proof.", ["proof"])
+PACED = Counter("causeway_letters_paced_total", "Letters not taken, since their device sent too many; it sends again.")
+REPLAYED = Counter("causeway_letters_replayed_total", "Rejected letters that an operator replayed.", ["outcome"])
 RECEIPTS = Counter("causeway_receipts_total", "Receipts sent.")
 UNADDRESSED = Counter("causeway_receipts_unaddressed_total", "Receipts not sent since no hello named the session yet.")
 STORED_S = Histogram(
@@ -25,3 +25,6 @@ MAILBOX = Gauge("causeway_mailbox_letters", "Letters down that wait for their de
 SENT = Counter("causeway_letters_sent_total", "Letters down handed to the bus, repetitions included.", ["kind"])
 GOT = Counter("causeway_letters_got_total", "Letters down that their device holds.")
 DROPPED = Counter("causeway_mailbox_dropped_total", "Letters down that were dropped.", ["reason"])
+BUNDLES = Counter("causeway_bundles_total", "Bundles that came to the platform, by what became of them.", ["result"])
+FRAGMENTS = Gauge("causeway_bundle_fragments", "Fragments that wait for the rest of their bundle.")
+ANSWERS = Counter("causeway_bundle_answers_total", "Bundles made for devices, by the way they left.", ["way"])

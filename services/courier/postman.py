@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import structlog
 from nats.aio.msg import Msg
@@ -53,6 +53,7 @@ class Postman:
         self._boxes = Mailboxes(self._limits)
         self._fresh: dict[int, bytes] = {}
         self._doomed: list[int] = []
+        self._resting: set[Address] = set()
         self._kick = asyncio.Event()
         self._delete = asyncio.Event()
         self._puller: Puller | None = None
@@ -66,11 +67,40 @@ class Postman:
 
     def got(self, address: Address, ids: Iterable[str]) -> None:
         """A device holds these letters on disk."""
+        if address in self._resting:
+            return
         held = self._boxes.got(address, ids, _now())
         if held:
             metrics.GOT.inc(len(held))
             self._doom(held)
         self._kick.set()
+
+    def rest(self, address: Address, *, resting: bool) -> None:
+        """Keep a device's letters for as long as two bodies might ask for them."""
+        if resting:
+            self._resting.add(address)
+        elif address in self._resting:
+            self._resting.discard(address)
+            self._boxes.hello(address, _now())
+            self._kick.set()
+
+    def waiting(self, address: Address) -> list[Waiting]:
+        """Letters in a device's mailbox, oldest first."""
+        return self._boxes.of(address)
+
+    def owners(self) -> list[Address]:
+        """Devices that letters wait for."""
+        return self._boxes.owners()
+
+    async def fetch(self, letters: Sequence[Waiting]) -> list[tuple[Waiting, bytes]]:
+        """Letters with their envelopes; without those that were replaced meanwhile.
+
+        Raises:
+            PipelineError, PullError: if OUT does not answer.
+        """
+        answers = await self._pipeline.ask([Request(_GET, b'{"seq":%d}' % letter.sequence) for letter in letters])
+        found = zip(letters, answers, strict=True)
+        return [(letter, raw) for letter, answer in found if (raw := self._found(letter.sequence, answer))]
 
     def interrupt(self, why: str) -> None:
         """Read OUT anew, since a crash of the server undoes deletes."""
@@ -173,6 +203,7 @@ class Postman:
             self._doom(dropped)
 
     async def _send(self, due: list[Waiting]) -> None:
+        due = [letter for letter in due if letter.address not in self._resting]
         bodies = {letter.sequence: self._fresh.pop(letter.sequence, None) for letter in due}
         missing = [sequence for sequence, body in bodies.items() if body is None]
         answers = await self._pipeline.ask([Request(_GET, b'{"seq":%d}' % sequence) for sequence in missing])

@@ -44,6 +44,7 @@ class Puller:
         self._buffer: deque[Msg] = deque()
         self._outstanding = 0
         self._broken: str | None = None
+        self._nudged = False
         self._arrived = asyncio.Event()
 
     async def open(self) -> None:
@@ -61,8 +62,13 @@ class Puller:
         self._broken = why
         self._arrived.set()
 
+    def nudge(self) -> None:
+        """Have `take` return at once, or at its next call if nobody waits in it: there is other work."""
+        self._nudged = True
+        self._arrived.set()
+
     async def take(self, limit: int, wait_s: float) -> list[Msg]:
-        """Messages that are there, at most `limit`; as soon as there is one, or none after `wait_s`.
+        """Messages that are there, at most `limit`; as soon as there is one, or none after `wait_s` or a nudge.
 
         Raises:
             PullError: if the consumer is gone or silent.
@@ -80,13 +86,14 @@ class Puller:
         await self._nc.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
 
     async def _wait(self, timeout_s: float) -> None:
-        if self._broken is None and not self._buffer:
+        if self._broken is None and not self._buffer and not self._nudged:
             self._arrived.clear()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._arrived.wait()
             except TimeoutError as error:
                 raise PullError(f"pull from {self._stream}: no answer within {timeout_s} s") from error
+        self._nudged = False
         if self._broken is not None:
             raise PullError(f"pull from {self._stream}: {self._broken}")
 
@@ -102,7 +109,9 @@ class Puller:
         self._arrived.set()
 
 
-async def open_consumer(bus: Bus, stream: str, start: int, *, headers_only: bool = False) -> Puller:
+async def open_consumer(
+    bus: Bus, stream: str, start: int, *, headers_only: bool = False, subject: str | None = None
+) -> Puller:
     """An ephemeral reader from a sequence on; it goes by itself when it is not read.
 
     Raises:
@@ -113,6 +122,7 @@ async def open_consumer(bus: Bus, stream: str, start: int, *, headers_only: bool
         deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
         opt_start_seq=max(1, start),
         headers_only=headers_only or None,
+        filter_subject=subject,
         inactive_threshold=INACTIVE_S,
     )
     info = await bus.js.add_consumer(stream, config)
@@ -121,8 +131,12 @@ async def open_consumer(bus: Bus, stream: str, start: int, *, headers_only: bool
     return puller
 
 
-async def scan(bus: Bus, stream: str, start: int = 1, *, headers_only: bool = False) -> AsyncIterator[Msg]:
-    """Every message from `start` to what is last when the scan begins. Raises as `open_consumer` and `Puller.take`.
+async def scan(
+    bus: Bus, stream: str, start: int = 1, *, headers_only: bool = False, subject: str | None = None
+) -> AsyncIterator[Msg]:
+    """Every message, or those of one subject, from `start` to what is last when the scan begins.
+
+    Raises as `open_consumer` and `Puller.take`.
 
     The last ones may have been deleted, and the server's count of pending messages is wrong after deletes; then the end
     is where nothing comes for a while.
@@ -130,7 +144,7 @@ async def scan(bus: Bus, stream: str, start: int = 1, *, headers_only: bool = Fa
     last = (await bus.js.stream_info(stream)).state.last_seq
     if start > last:
         return
-    puller = await open_consumer(bus, stream, start, headers_only=headers_only)
+    puller = await open_consumer(bus, stream, start, headers_only=headers_only, subject=subject)
     try:
         while batch := await puller.take(SCAN_BATCH, QUIET_S):
             for message in batch:

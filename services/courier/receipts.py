@@ -66,6 +66,10 @@ class Receipts:
             await self._send(due)
         self._kick.set()
 
+    def write(self, address: Address, session: str, epoch: str, lifetime_s: float) -> bytes | None:
+        """A signed receipt, to travel by other means than the device's own link; None while the marks are unknown."""
+        return None if self._marks is None else self._sign(Due(address, epoch), session, self._marks, lifetime_s)
+
     async def run(self) -> None:
         """Send what had to rest, when its time has come."""
         while True:
@@ -86,7 +90,7 @@ class Receipts:
         if self._marks is None:
             self._owed[due.address] = due.epoch
             return
-        raw = self._sign(due, session, self._marks)
+        raw = self._sign(due, session, self._marks, self._settings.receipt_lifetime_s)
         try:
             await self._bus.nc.publish(Topic(due.address, Channel.DOWN, "receipt").subject, raw)
         except NatsError as error:
@@ -95,18 +99,25 @@ class Receipts:
             return
         metrics.RECEIPTS.inc()
 
-    def _sign(self, due: Due, session: str, marks: Marks) -> bytes:
+    def _sign(self, due: Due, session: str, marks: Marks, lifetime_s: float) -> bytes:
         now = utc_now()
         self._revision = max(self._revision + 1, int(now.timestamp() * 1000))
         return write_down(
             "receipt",
-            Receipt.model_validate({"session": session, "epoch": due.epoch, "marks": marks.of(due.address, due.epoch)}),
+            Receipt.model_validate(
+                {
+                    "session": session,
+                    "epoch": due.epoch,
+                    "marks": marks.of(due.address, due.epoch),
+                    "heads": marks.heads(due.address, due.epoch),
+                }
+            ),
             letter_id=str(ULID()),
             service="courier",
             address=due.address,
             platform=self._platform,
             time=now,
-            expires=now + timedelta(seconds=self._settings.receipt_lifetime_s),
+            expires=now + timedelta(seconds=lifetime_s),
             generation=self._key.generation,
             revision=self._revision,
             slot="-",

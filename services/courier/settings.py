@@ -25,6 +25,11 @@ class CourierSettings(FileSettings):
     """Marks are saved when either has passed; a restart replays at most about that much of IN."""
     lease_refresh_s: float = Field(1.0, gt=0)
     """A third of the lease's life, which is the bucket's TTL."""
+    letters_per_minute: int = Field(60_000, ge=60)
+    """Taken from one device; beyond them its letters are left for it to send again, so that it cannot fill IN or keep
+    the courier from all others."""
+    watched_lanes: int = Field(8_192, ge=1)
+    """Lanes whose last letters are remembered, to recognise a clone."""
     max_sessions: int = Field(200_000, ge=1)
     mailbox_letters: int = Field(256, ge=1)
     """Letters per device; beyond, the oldest is dropped and counted."""
@@ -34,5 +39,22 @@ class CourierSettings(FileSettings):
     resend_limit_s: float = Field(60.0, gt=0)
     resend_attempts: int = Field(8, ge=1)
     """After these a letter rests until its device says hello."""
+    bundle_fragments: int = Field(2_048, ge=64, le=65_536)
+    """Fragments of incomplete bundles that are held, of 24 KiB each; beyond, the oldest bundle of whoever has most of
+    them is refused."""
+    bundles_per_origin: int = Field(8, ge=1)
+    """Incomplete bundles of one device that are held; beyond, its oldest is refused."""
+    bundle_wait_s: float = Field(86_400.0, gt=0)
+    """How long a bundle waits for the rest of its fragments, if its lifetime does not end before."""
+    bundle_ack_wait_s: float = Field(10.0, ge=1)
+    """When fragments that a dead courier held come to the next one."""
+    answer_interval_s: float = Field(1.0, gt=0)
+    """At most one answer by bundle per device in this time."""
+    answer_bytes: int = Field(262_144, ge=65_536, le=393_216)
+    """Letters down in one bundle, in bytes of their envelopes; what does not fit comes with the next."""
+    answer_lifetime_s: int = Field(7 * 86_400, ge=60, le=30 * 86_400)
+    """Of bundles down, and of the receipts in them: a carrier may take days."""
+    max_origins: int = Field(10_000, ge=1)
+    """Devices whose carried hello and carriers are remembered."""
     rejects_per_minute: int = Field(10, ge=1)
     """Kept in REJECTS per device and reason; the rest is only counted, since a device sends again what was refused."""

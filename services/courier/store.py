@@ -9,12 +9,14 @@ from nats.js.errors import NotFoundError
 from ulid import ULID
 
 from schemas.ids import Address
-from services.courier.chain import MESSAGE_ID, Chain, Entry
+from services.courier.chain import MESSAGE_ID, WAY, Chain, Entry
+from services.courier.clones import is_voice
 from services.courier.marks import InState, Marks, SavedDevice, SavedPoint, base
 from services.courier.ordering import parse_message_id
 from services.courier.pipeline import Pipeline
-from services.courier.puller import PullError, scan, sequence_of
+from services.courier.puller import PullError, scan, sequence_of, stored_s
 from services.kit.bus import Bus
+from services.kit.mailbox import LETTER_ID
 from services.kit.streams import IN
 
 log = structlog.get_logger()
@@ -86,15 +88,18 @@ class MarksStore:
                 name = (found.headers or {}).get(MESSAGE_ID)
             except NotFoundError:
                 log.warning("marks.point_gone", sequence=point.sequence)
-        return InState(state.first_seq, chain.sequence, name)
+        # Without the fence itself: a mark must not be borne out by what stands in a lost letter's place.
+        return InState(state.first_seq, chain.sequence - 1, name)
 
     async def _replay(self, marks: Marks, start: int, last: int) -> int:
         seen, count = start - 1, 0
         async for message in scan(self._bus, IN.name, start, headers_only=True):
             seen = sequence_of(message)
-            found = parse_message_id((message.headers or {}).get(MESSAGE_ID, ""))
+            headers = message.headers or {}
+            found = parse_message_id(headers.get(MESSAGE_ID, ""))
             if found is not None:
-                marks.stored(*found, at=seen)
+                spoke = stored_s(message) if is_voice(message.subject, headers.get(WAY)) else None
+                marks.stored(*found, seen, headers.get(LETTER_ID), spoke)
                 count += 1
         if seen < last:
             raise PullError(f"replay IN from {start} to {last}: it ended at {seen}; it is read again")

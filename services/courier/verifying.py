@@ -52,7 +52,9 @@ class Opened:
     """A letter whose sender is proven.
 
     Attributes:
+        letter_id: what the letter calls itself; the same in every copy of it.
         refusal: why it must be set aside instead of handed on, once it is its turn; None for a good letter.
+        carried: it did not come straight from its device, so what it says of epochs may be old news.
         stranger: an enrol letter by another key than the device's present one; it proves only itself.
     """
 
@@ -60,8 +62,10 @@ class Opened:
     kind: str
     slip: Slip
     envelope: bytes
+    letter_id: str
     refusal: ContractError | None = None
     stranger: bool = False
+    carried: bool = False
 
 
 def open_letter(raw: bytes, subject: str, devices: Devices, platform: str, now: datetime) -> Opened:
@@ -77,8 +81,8 @@ def open_letter(raw: bytes, subject: str, devices: Devices, platform: str, now: 
         letter = read_up(envelope.body, ENROL)
         stranger = _check_enrol(envelope, letter, devices.get(address))
         check_up(letter, address, platform, now)
-        return Opened(address, kind, _slip(letter, address), raw, stranger=stranger)
-    verifier = _verifier(devices, address)
+        return Opened(address, kind, _slip(letter, address), raw, letter.id, stranger=stranger)
+    verifier = verifier_of(devices, address)
     envelope.verify({verifier.keyid: verifier})
     stamp: UpLetter[Any] | Stamp
     refusal = None
@@ -89,7 +93,7 @@ def open_letter(raw: bytes, subject: str, devices: Devices, platform: str, now: 
             raise
         stamp, refusal = _stamp(envelope, kind, error), error
     check_up(cast("UpLetter[Any]", stamp), address, platform, now)
-    return Opened(address, kind, _slip(stamp, address), raw, refusal=refusal)
+    return Opened(address, kind, _slip(stamp, address), raw, stamp.id, refusal=refusal)
 
 
 def _check_enrol(envelope: Envelope, letter: UpLetter[Any], present: DeviceRecord | None) -> bool:
@@ -99,7 +103,12 @@ def _check_enrol(envelope: Envelope, letter: UpLetter[Any], present: DeviceRecor
     return present is not None and present.public_key != letter.data.public_key
 
 
-def _verifier(devices: Devices, address: Address) -> Verifier:
+def verifier_of(devices: Devices, address: Address) -> Verifier:
+    """Key of a device that may speak.
+
+    Raises:
+        ContractError: `unknown_device`, or its standing if that is not `enrolled`.
+    """
     verifier = devices.verifier(address)
     if verifier is not None:
         return verifier

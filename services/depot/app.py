@@ -20,7 +20,7 @@ from services.depot.register import Register
 from services.depot.repository import Repository
 from services.depot.requests import Requests
 from services.kit import rpc
-from services.kit.api.depot import PublishRequest, RegisterRequest, ReleaseRequest
+from services.kit.api.depot import PackRequest, PublishRequest, RegisterRequest, ReleaseRequest
 from services.kit.artifacts import open_store
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
@@ -60,11 +60,13 @@ async def wire(service: Service) -> None:
 
     pieces = PieceServer(store, register, publish)
     turnstile = Turnstile(bus, service.name, frozenset({"hello", "want"}))
-    requests = Requests(repository, Packs(read), pieces, book, turnstile, publish, time.monotonic)
+    packs = Packs(read)
+    requests = Requests(repository, packs, pieces, book, turnstile, publish, time.monotonic)
     announcer = Announcer(service.announce)
     verbs = Verbs(
         repository,
         Freshness(repository, service.state.freshness_keys),
+        packs,
         store,
         register,
         await bus.bucket("releases"),
@@ -75,6 +77,7 @@ async def wire(service: Service) -> None:
     rpc.serve(bus, "depot", "register", RegisterRequest, verbs.register)
     rpc.serve(bus, "depot", "publish", PublishRequest, verbs.publish)
     rpc.serve(bus, "depot", "trust", Nothing, verbs.trust)
+    rpc.serve(bus, "depot", "pack", PackRequest, verbs.pack)
     rpc.serve(bus, "depot", "list", Nothing, verbs.list_all)
     rpc.serve(bus, "depot", "show", ReleaseRequest, verbs.show)
     await verbs.renew()

@@ -1,8 +1,9 @@
-"""The depot's verbs: register, publish, trust, list, show."""
+"""The depot's verbs: register, publish, trust, pack, list, show."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
@@ -15,10 +16,13 @@ from schemas.depot import TrustAnnouncement
 from services.depot.announcer import Announcer
 from services.depot.freshness import Freshness
 from services.depot.metadata import model_of
+from services.depot.packs import Packs
 from services.depot.register import Register
 from services.depot.repository import Repository
 from services.depot.review import Publication, releases, review
 from services.kit.api.depot import (
+    PackAnswer,
+    PackRequest,
     PublishAnswer,
     PublishRequest,
     RegisterRequest,
@@ -54,6 +58,7 @@ class Verbs:
         self,
         repository: Repository,
         freshness: Freshness,
+        packs: Packs,
         store: ArtifactStore,
         register: Register,
         bucket: KeyValue,
@@ -63,6 +68,7 @@ class Verbs:
     ) -> None:
         self._repository = repository
         self._freshness = freshness
+        self._packs = packs
         self._store = store
         self._register = register
         self._bucket = bucket
@@ -82,6 +88,14 @@ class Verbs:
             head=repository.head.state(), floors=repository.floors, root_sha256=repository.first_root_sha256
         )
         return answer.model_dump(mode="json")
+
+    async def pack(self, request: PackRequest) -> dict[str, object]:
+        """The trust pack for a device that somebody else carries it to."""
+        head = self._repository.head
+        if self._packs.lacks_nothing(head, request.held):
+            return PackAnswer().model_dump(mode="json")
+        raw = self._packs.answer(head, request.held)
+        return PackAnswer(pack=base64.b64encode(raw).decode()).model_dump(mode="json")
 
     async def list_all(self, _: Nothing) -> list[dict[str, object]]:
         """Every release."""

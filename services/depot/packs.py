@@ -47,6 +47,10 @@ class Packs:
             self._answers.popitem(last=False)
         return raw
 
+    def lacks_nothing(self, head: Head, held: TrustState) -> bool:
+        """Whether a device that holds these versions has all that its pack would bring."""
+        return next(_core(head, held), None) is None and next(_roles(head, held), None) is None
+
     def _make(self, head: Head, held: TrustState) -> bytes:
         names = [*_core(head, held), *_roles(head, held)]
         while True:

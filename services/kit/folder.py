@@ -38,6 +38,16 @@ class StateFolder:
         return self.root / "keys" / service / "letter.key"
 
     @property
+    def neighbours_key(self) -> Path:
+        """Key of the authority that devices recognise each other by; the registry's."""
+        return self.root / "keys" / "registry" / "neighbours-ca.key"
+
+    @property
+    def neighbours_ca(self) -> Path:
+        """Its certificate, which every device gets."""
+        return self.root / "keys" / "registry" / "neighbours-ca.pem"
+
+    @property
     def freshness_keys(self) -> Path:
         """Snapshot and timestamp keys; the depot's."""
         return self.root / "keys" / "depot"

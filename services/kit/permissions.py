@@ -23,7 +23,8 @@ _READS: dict[str, tuple[str, ...]] = {
 }
 _EVENTS_READERS = frozenset({"ota", "scheduler", "aggregator", "gateway"})
 _INTAKES: dict[str, tuple[str, ...]] = {
-    "registry": ("enrol", "event"),
+    "registry": ("enrol", "event", "losses"),
+    "courier": ("bundle",),
     "ota": ("report",),
     "scheduler": ("result",),
     "aggregator": ("update",),
@@ -36,11 +37,12 @@ _LETTERS: dict[str, tuple[str, ...]] = {
     "aggregator": ("round", "cancel"),
 }
 _CALLS: dict[str, tuple[str, ...]] = {
+    "courier": ("cw.rpc.depot.pack", "cw.rpc.registry.quarantine"),
     "ota": ("cw.rpc.depot.show",),
     "scheduler": ("cw.rpc.registry.list",),
     "aggregator": ("cw.rpc.depot.register",),
     "gateway": ("cw.rpc.*.list", "cw.rpc.*.show", "cw.rpc.*.snapshot"),
-    "registry": ("cw.rpc.depot.trust",),
+    "registry": ("cw.rpc.depot.trust", "cw.rpc.courier.lower"),
 }
 """Single verbs: whoever may ask the registry for a token owns every device."""
 _EXTRA_PUBLISH: dict[str, tuple[str, ...]] = {

@@ -22,6 +22,10 @@ REJECTED = Counter(
 MAX_KEPT_BYTES = 65_536
 KEPT_PER_MINUTE = 10
 MINUTE_S = 60.0
+SUBJECT = "Causeway-Subject"
+REASON = "Causeway-Reason"
+MESSAGE = "Causeway-Message"
+"""Headers of a message in REJECTS: what it came on, and why it was refused."""
 _MAX_REASON = 400
 
 
@@ -55,9 +59,9 @@ class Rejects:
         REJECTED.labels(self._service, kind, reason).inc()
         log.warning("message.rejected", service=self._service, subject=subject, reason=reason, detail=message)
         headers = {
-            "Causeway-Subject": _header(subject),
-            "Causeway-Reason": _header(reason),
-            "Causeway-Message": _header(message),
+            SUBJECT: _header(subject),
+            REASON: _header(reason),
+            MESSAGE: _header(message),
         }
         try:
             await self._bus.js.publish(reject_subject(self._service), raw[:MAX_KEPT_BYTES], headers=headers)

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import structlog
 from faststream.nats import NatsMessage
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from prometheus_client import Counter
@@ -34,9 +37,10 @@ class Nothing(BaseModel):
     """A request without arguments."""
 
 
-def serve(
-    bus: Bus, service: str, verb: str, request: type[Request], handler: Callable[[Request], Awaitable[Any]]
-) -> None:
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+def serve(bus: Bus, service: str, verb: str, request: type[Request], handler: Handler[Request]) -> None:
     """Answer a verb; instances of a service share the load. Call before `bus.broker.start()`.
 
     `handler` returns anything that JSON can hold. Its `PlatformError` and `ContractError` become error answers; any
@@ -44,27 +48,47 @@ def serve(
     """
 
     async def answer(message: NatsMessage) -> bytes:
-        if not message.reply_to.startswith(INBOX):
-            # JetStream can be made to send to any subject, but not with an inbox to answer to (decision 0008).
-            log.error("rpc.stray", service=service, verb=verb, reply=message.reply_to[:128])
-            STRAY.labels(service, verb).inc()
-            return _failure("stray", f"ask {service} to {verb}: a request names an inbox of its sender for the answer")
-        try:
-            result = await handler(request.model_validate_json(message.body or b"{}"))
-        except ValidationError as error:
-            return _failure("malformed", problems(error, "request"))
-        except PlatformError as error:
-            return _failure(error.code, str(error))
-        except ContractError as error:
-            return _failure(error.reason, str(error))
-        except Exception as error:  # a service answers every request; what it could not foresee is logged whole
-            log.exception("rpc.failed", service=service, verb=verb)
-            return _failure("internal", f"{service}.{verb} failed: {error!r}; see the service's log")
-        return json.dumps({"ok": True, "data": result}, separators=(",", ":")).encode()
+        return await _answer(service, verb, request, handler, message.body or b"", message.reply_to)
 
     # Without an own name FastStream would merge handlers of one function name.
     answer.__name__ = f"{service}_{verb}"
     bus.broker.subscriber(rpc_subject(service, verb), queue=service)(answer)
+
+
+async def serve_from_now(
+    bus: Bus, service: str, verb: str, request: type[Request], handler: Handler[Request]
+) -> Subscription:
+    """Like `serve`, of a service that runs already: an instance that stands by must not take a caller's request."""
+
+    async def answer(message: Msg) -> None:
+        try:
+            await message.respond(await _answer(service, verb, request, handler, message.data, message.reply))
+        except NatsError as error:
+            log.warning("rpc.not_answered", service=service, verb=verb, error=repr(error))
+
+    return await bus.nc.subscribe(rpc_subject(service, verb), queue=service, cb=answer)
+
+
+async def _answer(
+    service: str, verb: str, request: type[Request], handler: Handler[Request], body: bytes, reply_to: str
+) -> bytes:
+    if not reply_to.startswith(INBOX):
+        # JetStream can be made to send to any subject, but not with an inbox to answer to (decision 0008).
+        log.error("rpc.stray", service=service, verb=verb, reply=reply_to[:128])
+        STRAY.labels(service, verb).inc()
+        return _failure("stray", f"ask {service} to {verb}: a request names an inbox of its sender for the answer")
+    try:
+        result = await handler(request.model_validate_json(body or b"{}"))
+    except ValidationError as error:
+        return _failure("malformed", problems(error, "request"))
+    except PlatformError as error:
+        return _failure(error.code, str(error))
+    except ContractError as error:
+        return _failure(error.reason, str(error))
+    except Exception as error:  # a service answers every request; what it could not foresee is logged whole
+        log.exception("rpc.failed", service=service, verb=verb)
+        return _failure("internal", f"{service}.{verb} failed: {error!r}; see the service's log")
+    return json.dumps({"ok": True, "data": result}, separators=(",", ":")).encode()
 
 
 async def call(

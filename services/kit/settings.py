@@ -26,6 +26,8 @@ class BusSettings(BaseModel):
     nats_port: int = Field(4222, ge=1, le=65535)
     mqtt_port: int = Field(8883, ge=1, le=65535)
     tls: bool = True
+    gc_percent: int = Field(50, ge=10, le=400)
+    """How much nats-server's memory may grow before it is collected (Go's GOGC, whose own default is 100)."""
 
     @model_validator(mode="after")
     def _no_clear_text_on_a_network(self) -> Self:

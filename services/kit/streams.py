@@ -84,7 +84,8 @@ UP = StreamSpec(
     no_ack=True,
     max_message_bytes=MB,
 )
-IN = StreamSpec("IN", "courier", ("cw.in.>",), StorageType.FILE, 7 * DAY_S, 8_192 * MB)
+# The marks and the chain keep letters from standing there twice; the window would only hide that one was deleted.
+IN = StreamSpec("IN", "courier", ("cw.in.>",), StorageType.FILE, 7 * DAY_S, 8_192 * MB, duplicate_window_s=1.0)
 OUT = StreamSpec("OUT", "courier", ("cw.out.>",), StorageType.FILE, 30 * DAY_S, 4_096 * MB, latest_only=True)
 EVENTS = StreamSpec("EVENTS", "registry", ("cw.ev.>",), StorageType.FILE, 7 * DAY_S, 1_024 * MB)
 REJECTS = StreamSpec("REJECTS", "courier", ("cw.rejects.*",), StorageType.FILE, 7 * DAY_S, 512 * MB)
@@ -98,6 +99,7 @@ BUCKETS = {
         BucketSpec("devices", "registry"),
         # A token lives 30 days at most; a week later nobody asks why it was refused.
         BucketSpec("tokens", "registry", ttl_s=37 * DAY_S),
+        BucketSpec("losses", "registry"),
         BucketSpec("releases", "depot"),
         BucketSpec("recipes", "depot"),
         BucketSpec("rollouts", "ota", history=5),

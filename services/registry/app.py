@@ -10,22 +10,24 @@ from pydantic import BaseModel
 from schemas.topics import event_subject
 from services.kit import rpc
 from services.kit.api.depot import TrustAnswer
-from services.kit.api.registry import DeviceRequest, ListRequest, TokenRequest
 from services.kit.bus import Bus, connect
 from services.kit.credentials import NKey
 from services.kit.devices import DeviceRecord
 from services.kit.errors import RefusedError, UnreachableError
 from services.kit.intake import Intake
 from services.kit.keys import read_letter_key
+from services.kit.neighbours import open_neighbours_authority
 from services.kit.permissions import SYSTEM_USER
 from services.kit.records import RegistryKeys
 from services.kit.rejects import Rejects
 from services.kit.service import Service, utc_now
 from services.kit.settings import load_table
 from services.registry.claims import Claims
+from services.registry.custody import Custody
 from services.registry.door import Door
 from services.registry.enrolment import live_revocations
 from services.registry.letters import Enrolment, Events
+from services.registry.losses import LossBook
 from services.registry.metrics import observe
 from services.registry.minting import Mint
 from services.registry.presence import Presence
@@ -97,6 +99,7 @@ async def wire(service: Service) -> None:
         devices=devices,
         tokens=tokens,
         mint=mint,
+        neighbours=open_neighbours_authority(state, platform, utc_now()),
         mailbox=service.mailbox(),
         trust=trust,
         announce=announce,
@@ -106,7 +109,9 @@ async def wire(service: Service) -> None:
     )
     events = Events(announce)
     service.spawn(Intake(bus, service.name, platform, "enrol", enrolment.handle, None).run(), "enrol")
-    service.spawn(Intake(bus, service.name, platform, "event", events.handle, devices.book).run(), "event")
+    losses = LossBook(await bus.bucket("losses"), announce)
+    for kind, handle in (("event", events.handle), ("losses", losses.handle)):
+        service.spawn(Intake(bus, service.name, platform, kind, handle, devices.book).run(), kind)
 
     verbs = Verbs(
         devices=devices,
@@ -116,16 +121,18 @@ async def wire(service: Service) -> None:
         trust=trust,
         announce=announce,
         claims=claims,
+        losses=losses,
         settings=settings,
         url=service.settings.bus.mqtt_url,
         ca_pem=(state.ca / "ca.pem").read_text() if service.settings.bus.tls else None,
         platform=platform,
         now=utc_now,
     )
-    rpc.serve(bus, service.name, "token", TokenRequest, verbs.token)
-    rpc.serve(bus, service.name, "list", ListRequest, verbs.list_all)
-    rpc.serve(bus, service.name, "show", DeviceRequest, verbs.show)
-    rpc.serve(bus, service.name, "revoke", DeviceRequest, verbs.revoke)
+    verbs.serve(bus)
+    mailbox = service.mailbox()
+    Custody(
+        bus, devices=devices, mailbox=mailbox, announce=announce, view=verbs.view, platform=platform, now=utc_now
+    ).serve(bus)
 
     async def measure() -> None:
         observe(devices, table)

@@ -119,6 +119,7 @@ def revoke(record: DeviceRecord, now: float) -> DeviceRecord:
             "standing": "revoked",
             "online": False,
             "revoked_at": now,
+            "quarantine": None,
             "revocations": [*_live(record, int(now)), entry],
         }
     )
@@ -157,7 +158,8 @@ def _check_token(application: Application, known: Known) -> Refuse | None:
 def _check_name(application: Application, token: TokenRecord, record: DeviceRecord) -> Refuse | None:
     if record.standing != "enrolled":
         # A token made since is the operator's leave to come back.
-        return None if token.made_at > (record.revoked_at or 0.0) else _revoked(record)
+        since = record.quarantine.at if record.quarantine is not None else record.revoked_at or 0.0
+        return None if token.made_at > since else _revoked(record)
     if record.public_key != application.enrol.public_key and not application.by_current:
         return Refuse(
             "already_enrolled",
@@ -174,7 +176,8 @@ def _record(application: Application, before: DeviceRecord | None, now: int, lif
     enrol, address = application.enrol, application.address
     user = bus_key(enrol.public_key)
     revocations = _live(before, now)
-    if before is not None and before.standing == "enrolled" and before.bus_key != user:
+    # Of two bodies in quarantine the one that was not enrolled anew is cut off by this.
+    if before is not None and before.standing != "revoked" and before.bus_key != user:
         revocations.append(Revocation(bus_key=before.bus_key, at=now, expires=before.jwt_expires))
     void_until = max((entry.at for entry in revocations if entry.bus_key == user), default=0)
     return DeviceRecord(
@@ -192,6 +195,7 @@ def _record(application: Application, before: DeviceRecord | None, now: int, lif
         enrolled_at=datetime.fromtimestamp(now, UTC).isoformat(),
         enrol_stored_at=application.stored_at,
         revocations=revocations,
+        released_at=now if before and before.quarantine else before.released_at if before else None,
         online=before.online if before else False,
     )
 

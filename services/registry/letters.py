@@ -17,10 +17,11 @@ from services.kit.api.depot import TrustAnswer
 from services.kit.api.registry import DeviceEvent, DeviceFact
 from services.kit.intake import Arrival
 from services.kit.mailbox import Draft, Mailbox
+from services.kit.neighbours import NeighboursAuthority
 from services.kit.rejects import Rejects
 from services.registry.enrolment import Admit, Application, Ignore, Known, Refuse, answer_id, decide
 from services.registry.metrics import ANSWERS, REFUSAL_REASONS, REFUSALS, REFUSED_THERE
-from services.registry.minting import Mint
+from services.registry.minting import Mint, neighbour_lease
 from services.registry.settings import RegistrySettings
 from services.registry.store import Devices, Stored, Tokens
 
@@ -41,6 +42,7 @@ class Enrolment:
         devices: Devices,
         tokens: Tokens,
         mint: Mint,
+        neighbours: NeighboursAuthority,
         mailbox: Mailbox,
         trust: Trust,
         announce: Announce,
@@ -51,6 +53,7 @@ class Enrolment:
         self._devices = devices
         self._tokens = tokens
         self._mint = mint
+        self._neighbours = neighbours
         self._mailbox = mailbox
         self._trust = trust
         self._announce = announce
@@ -122,6 +125,8 @@ class Enrolment:
             tuf_floors=trust.floors,
             twin=Twin(heartbeat_s=self._settings.heartbeat_s),
             expires=expires,
+            certificate=self._neighbours.certify(neighbour_lease(record)),
+            neighbours_ca=self._neighbours.ca_pem,
         )
         await self._post(record.address, welcome, stored.revision, expires)
 

@@ -37,7 +37,11 @@ REFUSAL_REASONS = frozenset(
 REFUSED_THERE = Counter(
     "causeway_device_refusals", "Letters and pieces that devices refused, as they report it.", ["event", "reason"]
 )
+GIVEN_UP = Counter(
+    "causeway_letters_given_up", "Letters that devices gave up, as they report it, by reason.", ["reason"]
+)
 REVOKED = Counter("causeway_revocations", "Devices revoked.")
+QUARANTINED = Counter("causeway_quarantines", "Devices put into quarantine, since two of them use one key.")
 
 # The name that users of the platform look for; a gauge in spite of its ending.
 _CONNECTED = Gauge("devices_connected_total", "Devices that are online.")

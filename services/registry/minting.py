@@ -14,6 +14,7 @@ from schemas.ids import Address
 from schemas.topics import bootstrap_permissions, device_permissions
 from services.kit.credentials import BEARER_SUBSCRIPTIONS, NKey, Permissions, UserClaims, public_nkey, user_jwt
 from services.kit.devices import DeviceRecord
+from services.kit.neighbours import Lease
 
 BACKDATE_S = 60
 """nats-server refuses a JWT from the future, and clocks differ."""
@@ -23,6 +24,17 @@ _CLIENT_ID_USE = b"causeway mqtt client id"
 def bus_key(public_key: str) -> str:
     """Name of a device's bus user: its own public key (base64) as nkey."""
     return public_nkey(base64.b64decode(public_key), nkeys.PREFIX_BYTE_USER)
+
+
+def neighbour_lease(record: DeviceRecord) -> Lease:
+    """What a device's certificate for its neighbours says: it lives as long as the other credentials."""
+    return Lease(
+        address=record.address,
+        public_key=base64.b64decode(record.public_key),
+        begins=record.jwt_issued,
+        ends=record.jwt_expires,
+        identity=record.enrol_id,
+    )
 
 
 class Mint:

@@ -14,11 +14,14 @@ from ulid import ULID
 
 from schemas.ids import Address
 from schemas.registry import Token
+from services.kit import rpc
 from services.kit.api.depot import TrustAnswer
 from services.kit.api.registry import DeviceFact, DeviceRequest, ListRequest, TokenRequest
+from services.kit.bus import Bus
 from services.kit.errors import NotFoundError
 from services.registry.claims import Claims
 from services.registry.enrolment import revoke
+from services.registry.losses import LossBook
 from services.registry.metrics import REVOKED
 from services.registry.minting import BACKDATE_S, Mint
 from services.registry.settings import RegistrySettings
@@ -48,6 +51,7 @@ class Verbs:
         trust: Trust,
         announce: Announce,
         claims: Claims,
+        losses: LossBook,
         settings: RegistrySettings,
         url: str,
         ca_pem: str | None,
@@ -61,11 +65,19 @@ class Verbs:
         self._trust = trust
         self._announce = announce
         self._claims = claims
+        self._losses = losses
         self._settings = settings
         self._url = url
         self._ca_pem = ca_pem
         self._platform = platform
         self._now = now
+
+    def serve(self, bus: Bus) -> None:
+        """Answer, once the service starts."""
+        rpc.serve(bus, "registry", "token", TokenRequest, self.token)
+        rpc.serve(bus, "registry", "list", ListRequest, self.list_all)
+        rpc.serve(bus, "registry", "show", DeviceRequest, self.show)
+        rpc.serve(bus, "registry", "revoke", DeviceRequest, self.revoke)
 
     async def token(self, request: TokenRequest) -> dict[str, Any]:
         """Make an enrolment token."""
@@ -88,13 +100,15 @@ class Verbs:
     async def list_all(self, request: ListRequest) -> list[dict[str, Any]]:
         """Devices of a fleet or of all, as many as fit."""
         wanted = [a for a in self._devices.addresses() if request.fleet in {None, a.fleet}]
-        show = partial(self._view, heartbeat=True)
+        show = partial(self.view, heartbeat=True)
         return page(wanted, show, request.after, self._settings.list_bytes)
 
     async def show(self, request: DeviceRequest) -> dict[str, Any]:
         """One device."""
         stored = self._find(request)
-        return self._view(stored.record.address, heartbeat=True)
+        view = self.view(stored.record.address, heartbeat=True)
+        totals = await self._losses.totals(stored.record.address)
+        return view | {"losses": None if totals is None else totals.model_dump(mode="json", exclude_none=True)}
 
     async def revoke(self, request: DeviceRequest) -> dict[str, Any]:
         """Cut one device off, now and for good; the others do not notice."""
@@ -110,7 +124,13 @@ class Verbs:
             log.warning("device.revoked", device=str(record.address))
         # Also for one that is revoked already: the bus may not have heard of it.
         await self._claims.settle()
-        return self._view(record.address, heartbeat=False)
+        return self.view(record.address)
+
+    def view(self, address: Address, *, heartbeat: bool = False) -> dict[str, Any]:
+        """What is told of one device that is known."""
+        stored = self._devices.get(address)
+        assert stored is not None, "records are never deleted"
+        return view(stored.record, self._table.sight(address), heartbeat=heartbeat)
 
     def _find(self, request: DeviceRequest) -> Stored:
         address = Address(request.fleet, request.device)
@@ -118,11 +138,6 @@ class Verbs:
         if stored is None:
             raise NotFoundError(f"find device {address}: nothing of that name is enrolled; see `causeway device list`")
         return stored
-
-    def _view(self, address: Address, heartbeat: bool) -> dict[str, Any]:
-        stored = self._devices.get(address)
-        assert stored is not None, "records are never deleted"
-        return view(stored.record, self._table.sight(address), heartbeat=heartbeat)
 
 
 def _json(token: Token) -> dict[str, Any]:

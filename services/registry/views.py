@@ -20,6 +20,7 @@ def view(record: DeviceRecord, sight: Sight, *, heartbeat: bool) -> dict[str, An
         device=record.device,
         standing=record.standing,
         trust_level=record.trust_level,
+        quarantine=record.quarantine,
         online=sight.online,
         last_seen=sight.last_seen,
         enrolled_at=record.enrolled_at,

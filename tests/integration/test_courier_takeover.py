@@ -6,11 +6,13 @@ import json
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.courier_world import ids, letters
+from schemas.registry import Twin
+from tests.support.courier_world import ids, letters, post
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, enrol
 
@@ -40,27 +42,56 @@ def standby_active(live: LivePlatform) -> bool:
     return "causeway_courier_active 1.0" in live.metrics(STANDBY)
 
 
-def test_a_standby_takes_over_from_a_killed_courier(live: LivePlatform, device: RawDevice) -> None:
+def first_receipt(device: RawDevice, begun: float, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Send a letter as the runtime does until somebody receipts it, and say how long nobody did."""
+    sequence, again = device.send(), [0.0]
+
+    def receipted() -> bool:
+        if time.monotonic() >= again[0]:
+            device.hello()
+            device.send_again()
+            again[0] = time.monotonic() + 0.2
+        return device.marks().get("normal", 0) >= sequence
+
+    eventually(receipted, "a receipt by the standby")
+    took_s = time.monotonic() - begun
+    with capsys.disabled():
+        sys.stdout.write(f"\ncourier {what}: first receipt of a new letter after {took_s:.2f} s\n")
+    # 5 s is the aim; a machine that runs other tests beside has twice that.
+    assert took_s < 10
+
+
+def test_a_standby_takes_over_from_a_killed_courier(
+    live: LivePlatform, device: RawDevice, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert not standby_active(live)
     for _ in range(200):
         device.send()
+    [early] = post(live, device, "config", Twin(heartbeat_s=10), slot="-")
+    begun = time.monotonic()
     live.kill("courier")
-    eventually(lambda: standby_active(live), "the standby to take over")
-    for _ in range(200):
+    first_receipt(device, begun, "killed", capsys)
+    assert standby_active(live)
+    for _ in range(199):
         device.send()
     device.settle()
     assert letters(live) == ids(device, "normal", 400)
+    eventually(lambda: early in {letter.id for letter in device.down("config")}, "the letter in the mailbox")
 
 
-def test_a_courier_that_slept_finds_its_chain_broken_and_ends(live: LivePlatform, device: RawDevice) -> None:
+def test_a_courier_that_slept_finds_its_chain_broken_and_ends(
+    live: LivePlatform, device: RawDevice, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(100):
         device.send()
     device.settle()
     sleeper = live.processes["courier"]
+    begun = time.monotonic()
     sleeper.send_signal(signal.SIGSTOP)
-    for _ in range(100):
+    first_receipt(device, begun, "frozen", capsys)
+    for _ in range(99):
         device.send()
-    eventually(lambda: standby_active(live), "the standby to take over")
+    assert standby_active(live)
     sleeper.send_signal(signal.SIGCONT)
     for _ in range(100):
         device.send()

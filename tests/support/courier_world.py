@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import sys
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from nats.js.errors import NotFoundError
 from ulid import ULID
 
@@ -14,13 +18,13 @@ from services.courier.puller import scan
 from services.kit.bus import Bus
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox
-from tests.support.platform import LivePlatform
+from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, in_bus
 
 Stored = list[tuple[str, dict[str, str], bytes]]
 
 
-def stored(live: LivePlatform, stream: str = "IN") -> Stored:
+def stored(live: LivePlatform, stream: str = "IN", user: str = "courier") -> Stored:
     """Subject, headers and body of every message of a stream."""
 
     async def read(bus: Bus) -> Stored:
@@ -29,7 +33,7 @@ def stored(live: LivePlatform, stream: str = "IN") -> Stored:
         except NotFoundError:
             return []
 
-    return in_bus(live, "courier", read)
+    return in_bus(live, user, read)
 
 
 def letters(live: LivePlatform, kind: str = "event") -> list[str]:
@@ -41,6 +45,17 @@ def ids(device: RawDevice, lane: str, count: int) -> list[str]:
     """Message ids of a lane's first letters."""
     key = LaneKey(device.fleet, device.name, device.epoch, lane)
     return [key.message_id(n) for n in range(1, count + 1)]
+
+
+def start_standby(live: LivePlatform, monkeypatch: pytest.MonkeyPatch, name: str = "courier-2") -> None:
+    """Start a second courier, which is ready as a standby when this returns."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("CAUSEWAY_HTTP__HEALTH_PORTS", json.dumps({"courier": port}))
+    live.settings.http.health_ports[name] = port
+    live._spawn(name, [sys.executable, "-m", "services.courier", "--state", str(live.state.root)])
+    eventually(lambda: live._ready(name, port), "the standby to be ready")
 
 
 def counter(live: LivePlatform, name: str) -> float:

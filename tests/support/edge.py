@@ -47,6 +47,8 @@ class EdgeProcess:
     address: Address
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    prefix: list[str] = field(default_factory=list)
+    """What runs the agent elsewhere, as in a network namespace."""
 
     @classmethod
     def make(cls, folder: Path, name: str, extra: str = "") -> EdgeProcess:
@@ -76,7 +78,15 @@ class EdgeProcess:
         return self.call("enrol", str(self.token), *more)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "edge_runtime", "run", "--config", str(self.folder / "edge.toml")]
+        command = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "edge_runtime",
+            "run",
+            "--config",
+            str(self.folder / "edge.toml"),
+        ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
 

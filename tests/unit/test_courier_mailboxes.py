@@ -75,6 +75,67 @@ def test_a_letter_found_at_start_is_tried_less_often() -> None:
     assert boxes.next_wake() is None
 
 
+def test_of_ten_thousand_devices_that_return_at_once_none_is_starved() -> None:
+    """Half a minute of work is due at one moment; some never say got, and say hello without end."""
+    rate, tick_s, letters = 2_000, 0.05, 3
+    limits = Limits(letters=64, window=32, first_s=1.0, limit_s=60.0, attempts=8)
+    honest = [Address("harbour", f"d{number}") for number in range(10_000)]
+    greedy = [Address("harbour", f"g{number}") for number in range(50)]
+    boxes, sequence, now = Mailboxes(limits), 0, 0.0
+    for address in honest + greedy:
+        for _ in range(letters if address.device[0] == "d" else limits.letters):
+            sequence += 1
+            boxes.put(letter(sequence, address=address), -1_000.0, attempts=1)
+    boxes.due(-1_000.0, sequence)  # tried while nobody was there
+    pauses = {address: 1.1 + 0.3 * (number % 7) for number, address in enumerate(honest)}
+    again = dict(pauses)
+    for address in greedy + honest:
+        boxes.hello(address, now)
+    done: dict[Address, float] = {}
+    sent = 0
+    while len(done) < len(honest):
+        assert now < 60, f"{len(honest) - len(done)} devices are starved"
+        for each in boxes.due(now, int(rate * tick_s)):
+            sent += 1
+            if each.address.device[0] == "d":
+                boxes.got(each.address, [each.letter_id], now)
+                if not boxes.of(each.address):
+                    done[each.address] = now
+        now += tick_s
+        for address in greedy:
+            boxes.hello(address, now)
+        for address, at in [(address, at) for address, at in again.items() if at <= now and address not in done]:
+            boxes.hello(address, now)
+            again[address] = at + pauses[address]
+    # First come, first served: what stood before the last of them is all that it waited for.
+    assert list(done) == honest
+    assert now <= (len(honest) * letters + len(greedy) * limits.window) / rate + tick_s
+    assert sent <= len(honest) * letters + len(greedy) * limits.window * (now / limits.first_s + 1)
+
+
+def test_a_hello_that_is_repeated_keeps_the_place_in_the_queue() -> None:
+    boxes = Mailboxes(LIMITS)
+    for sequence in range(1, 7):
+        boxes.put(letter(sequence, address=A if sequence <= 3 else B), 0.0, attempts=1)
+    boxes.due(0.0, 10)
+    boxes.hello(A, 10.0)
+    boxes.hello(B, 11.0)
+    boxes.hello(A, 12.0)
+    assert sequences(boxes.due(12.0, 10)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_hellos_without_end_have_a_letter_sent_no_more_often_than_the_first_pause() -> None:
+    boxes, sent = filled(1), []
+    for tick in range(100):
+        now = 50.0 + tick / 10
+        boxes.hello(A, now)
+        sent += [now for _ in boxes.due(now, 10)]
+    assert len(sent) == 10
+    # A clock that was set back keeps nobody waiting.
+    boxes.hello(A, 3.0)
+    assert sequences(boxes.due(3.0, 10)) == [1]
+
+
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.sampled_from([A, B]), st.integers(min_value=0, max_value=4)),
@@ -114,6 +175,7 @@ def test_boxes_are_bounded_keep_the_newest_of_each_slot_and_send_at_most_a_windo
         assert sequences(boxes.of(owner)) == sorted(model[owner].values())
     assert len(boxes) == len(model[A]) + len(model[B])
     # Nobody is forgotten: after a hello everything can be confirmed to the end.
+    now += LIMITS.first_s
     for owner in (A, B):
         boxes.hello(owner, now)
         while due := [each for each in boxes.due(now, 100) if each.address == owner]:

@@ -1,4 +1,4 @@
-"""Verbs of the depot: register, publish, trust, list, show."""
+"""Verbs of the depot: register, publish, trust, pack, list, show."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ class TrustAnswer(BaseModel):
     floors: TrustFloors
     root_sha256: Digest
     """Of `1.root.json`, which tokens pin."""
+
+
+class PackRequest(BaseModel):
+    """`pack`: what brings a device from the versions that it holds to the newest, for one that bundles travel to."""
+
+    held: TrustState
+
+
+class PackAnswer(BaseModel):
+    """What `pack` answers."""
+
+    pack: str | None = None
+    """zstd of a `schemas.depot.TrustPack`, base64; None if the device holds the newest."""
 
 
 class ReleaseRequest(BaseModel):

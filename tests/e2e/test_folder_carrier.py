@@ -1,0 +1,138 @@
+"""A device without any network: its letters go out and its receipts and its model come in on a stick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.sdk import EdgeDevice
+from schemas.envelope import parse
+from schemas.letters import read_up
+from services.kit.api.ota import CreateRequest, RolloutRequest
+from tests.support.courier_world import stored
+from tests.support.edge import EdgeProcess, ask
+from tests.support.models import scale_model, sha256
+from tests.support.platform import LivePlatform, eventually
+from tests.support.releases import FACTOR, causeway, publish
+
+NOWHERE = 'url = "mqtt://127.0.0.1:9"\n'
+"""Nobody listens on the discard port."""
+
+
+@pytest.fixture
+def platform(live: LivePlatform) -> LivePlatform:
+    for service in ("depot", "registry", "courier", "ota"):
+        live.start_service(service)
+    return live
+
+
+@pytest.fixture
+def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
+    """Enrolled over the network, once; cut off for ever since."""
+    made = EdgeProcess.make(tmp_path / "device", "cam-1")
+    made.fetch_token(platform)
+    enrolled = made.enrol()
+    assert enrolled.returncode == 0, enrolled.stderr
+    settings = made.folder / "edge.toml"
+    settings.write_text(NOWHERE + settings.read_text())
+    made.start()
+    yield made
+    if made.process is not None:
+        made.stop()
+
+
+class Traveller:
+    """A person with a stick, which is mounted at one end at a time."""
+
+    def __init__(self, live: LivePlatform, device: EdgeProcess, folder: Path) -> None:
+        self._live = live
+        self._device = device
+        self._folder = folder
+        self._mount = folder / "device"
+        self._mount.mkdir(parents=True)
+
+    def to_platform(self) -> dict[str, Any]:
+        """From the device to the platform: what it had to say is taken."""
+        self._at_device("export")
+        return self._at_platform("import")
+
+    def to_device(self) -> dict[str, Any]:
+        """From the platform to the device: what waits for it is taken."""
+        self._at_platform("export", "--device", str(self._device.address))
+        return self._at_device("import")
+
+    def _go(self, end: str) -> Path:
+        if self._mount.name != end:
+            self._mount = self._mount.rename(self._folder / end)
+        return self._mount
+
+    def _at_device(self, verb: str) -> dict[str, Any]:
+        done = self._device.call("bundle", verb, str(self._go("device")), "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def _at_platform(self, verb: str, *more: str) -> dict[str, Any]:
+        done = causeway(self._live, "bundle", verb, self._go("platform"), *more, "--json")
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+
+def numbers(live: LivePlatform) -> list[int]:
+    """What IN holds of the device's samples."""
+    found = [
+        read_up(parse(raw).body, "sample") for subject, _, raw in stored(live) if subject.startswith("cw.in.sample.")
+    ]
+    return [letter.data.number for letter in found]
+
+
+def receipted(device: EdgeProcess) -> int:
+    """Up to which letter of the normal lane the device holds a receipt."""
+    return int(device.status().get("lanes", {}).get("normal", {}).get("mark", 0))
+
+
+def test_letters_and_a_model_travel_by_stick_alone(platform: LivePlatform, device: EdgeProcess, tmp_path: Path) -> None:
+    traveller = Traveller(platform, device, tmp_path / "sticks")
+    with EdgeDevice(device.folder / "edge.toml") as host:
+        for number in range(50):
+            host.send("sample", {"number": number})
+    (origin,) = traveller.to_platform()["origins"]
+    assert origin["stored"] >= 50
+    assert numbers(platform) == list(range(50))
+
+    # The stick brings the receipt; only on it may the device forget.
+    traveller.to_device()
+    eventually(lambda: receipted(device) >= 50, "the receipt to be believed")
+
+    publish(platform, tmp_path)
+    request = CreateRequest(
+        model="scale", version="1.0.0", fleet="home", devices=["cam-1"], waves=[1.0], deadline_s=600
+    )
+    rollout = ask(platform, "ota", "create", request)["rollout"]
+
+    def assigned() -> bool:
+        return any(subject.startswith("cw.out.home.cam-1.assign.") for subject, _, _ in stored(platform, "OUT"))
+
+    eventually(assigned, "the assignment to lie in the mailbox")
+    taken = traveller.to_device()
+    assert taken["pieces"] >= 2
+
+    def installed() -> bool:
+        return any(model["name"] == "scale" for model in device.status().get("models", []))
+
+    eventually(installed, "the model to be installed", 40)
+    with EdgeDevice(device.folder / "edge.toml") as host:
+        assert host.infer("scale", {"x": [[1.0, 2.0, 3.0, 4.0]]})["y"].tolist() == [[FACTOR * n for n in (1, 2, 3, 4)]]
+
+    def reported() -> bool:
+        traveller.to_platform()
+        return ask(platform, "ota", "show", RolloutRequest(rollout=rollout))["state"] == "done"
+
+    eventually(reported, "the device's report to count as success")
+    (progress,) = ask(platform, "ota", "show", RolloutRequest(rollout=rollout))["devices"]
+    assert progress["state"] == "succeeded"
+    assert numbers(platform) == list(range(50))
+    assert sha256(scale_model(FACTOR)) in json.dumps(device.status())
