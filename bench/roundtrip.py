@@ -26,6 +26,7 @@ from bench.platform import enrol, metric, mint, on_bus, started, state_folder
 from bench.processes import until
 from bench.report import Target, arguments, conduct, percentile, say
 from schemas.envelope import Verifier
+from schemas.ids import Address
 from schemas.ota import Assign
 from services.kit.bus import Bus
 from services.kit.folder import StateFolder
@@ -114,7 +115,7 @@ async def down(devices: list[Device], pace: Pace, bus: Bus, mailbox: Mailbox) ->
 
     def post(number: int) -> None:
         device = devices[number % len(devices)]
-        draft = assignment(device, number)
+        draft = assignment(device.address, number)
         posted[draft.letter_id] = device, time.monotonic()
         posting.append(asyncio.create_task(mailbox.post(draft, datetime.now(UTC))))
 
@@ -125,7 +126,7 @@ async def down(devices: list[Device], pace: Pace, bus: Bus, mailbox: Mailbox) ->
     return [device.mail.held[letter_id] - begun for letter_id, (device, begun) in posted.items()]
 
 
-def assignment(device: Device, number: int) -> Draft:
+def assignment(address: Address, number: int) -> Draft:
     """An assignment as ota writes it, of a model of its own, so that none supersedes another."""
     now = datetime.now(UTC)
     model = f"model-{number}"
@@ -143,7 +144,7 @@ def assignment(device: Device, number: int) -> Draft:
     )
     return Draft(
         kind="assign",
-        address=device.address,
+        address=address,
         data=data,
         letter_id=str(ULID()),
         slot=model,
