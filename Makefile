@@ -7,7 +7,8 @@ export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up test test-quick lint format docs bench bench-quick peers constraints clean
+.PHONY: help demo up test test-quick test-long chaos chaos-quick fuzz lint format docs bench bench-quick peers \
+	constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +25,18 @@ test: $(VENV)/.dev ## Run all tests against real servers
 
 test-quick: $(VENV)/.dev ## Run the tests that need no server, and check that they cover the core
 	$(BIN)/python -m pytest tests/unit tests/contract --cov --cov-report=term $(PYTEST)
+
+test-long: $(VENV)/.dev ## Every crash point and power cut, and many more inputs; a quarter of an hour
+	CAUSEWAY_LONG=1 $(BIN)/python -m pytest tests/power tests/fuzz tests/integration/test_courier_crash_points.py $(PYTEST)
+
+chaos: $(VENV)/.dev ## 50 devices, 120,000 letters, everything killed and cut; writes chaos-report.json
+	$(BIN)/python -m tests.chaos --report chaos-report.json $(CHAOS)
+
+chaos-quick: $(VENV)/.dev ## The same in three minutes
+	$(BIN)/python -m tests.chaos --quick --report chaos-report.json $(CHAOS)
+
+fuzz: $(VENV)/.fuzz ## Throw 1,200,000 damaged messages at every parser that faces the network
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -43,11 +56,17 @@ bench: $(VENV)/.dev peers ## Measure speed and memory beside the peers; prints J
 	$(BIN)/python -m bench.ingest --json
 	$(BIN)/python -m bench.roundtrip --json
 	$(BIN)/python -m bench.footprint --json
+	$(BIN)/python -m bench.letters --json
+	$(BIN)/python -m bench.outbox --json
+	$(BIN)/python -m bench.reconnect --json
 
 bench-quick: $(VENV)/.dev ## The same, short and without peers that need an environment of their own
 	$(BIN)/python -m bench.ingest --quick --json
 	$(BIN)/python -m bench.roundtrip --quick --json
 	$(BIN)/python -m bench.footprint --quick --json
+	$(BIN)/python -m bench.letters --quick --json
+	$(BIN)/python -m bench.outbox --quick --json
+	$(BIN)/python -m bench.reconnect --quick --json
 
 peers: .venv-peers/.done ## Install what the benches compare with, in its own environment
 
@@ -75,6 +94,10 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing the platform and its tools into $(VENV)"
 	$(PIP) -e '.[dev]'
 	@touch $(VENV)/.platform $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) -e '.[fuzz]'
+	@touch $@
 
 .venv-peers/.done: bench/peers.txt
 	PYTHON=$(PYTHON) infra/install-system --tests

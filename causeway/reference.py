@@ -15,7 +15,14 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from causeway.cli.main import app
-from edge_runtime.settings import EdgeSettings, OutboxLimits, OwnerLimits
+from edge_runtime.settings import (
+    CarrierSettings,
+    EdgeSettings,
+    LaneLimits,
+    NeighbourSettings,
+    OutboxLimits,
+    OwnerLimits,
+)
 from services.courier.settings import CourierSettings
 from services.kit.settings import BusSettings, HttpSettings, Settings, StoreSettings
 from services.registry.settings import RegistrySettings
@@ -30,6 +37,9 @@ _TABLES: list[tuple[str, str, type[BaseModel]]] = [
     ("A device: `edge.toml`", "Unknown names are refused.", EdgeSettings),
     ("`[outbox]` of a device", "", OutboxLimits),
     ("`[limits]` of a device", "The platform may only tighten them.", OwnerLimits),
+    ("`[outbox.control]`, `[outbox.normal]` and `[outbox.bulk]` of a device", "", LaneLimits),
+    ("`[carriers]` of a device", "", CarrierSettings),
+    ("`[neighbours]` of a device", "", NeighbourSettings),
 ]
 
 

@@ -24,6 +24,7 @@ from services.kit.devices import OpenRecord, device_key
 
 _BATCH = 256
 _FETCH_TIMEOUT_S = 1.0
+_WAY, _REPLAYED = "Causeway-Way", "replayed"
 
 
 def read_outbox(path: Path, device: str) -> tuple[list[Issued], list[Dropped]]:
@@ -60,7 +61,7 @@ def waiting_letters(path: Path) -> int:
 async def read_in(bus: Bus) -> list[Stored]:
     """Every letter in IN, in its order."""
     found = []
-    async for subject, raw in read_stream(bus.js, "IN"):
+    async for subject, raw in read_stream(bus.js, "IN", replays=False):
         levels = subject.split(".")
         if len(levels) != 5:
             continue  # a fence of the courier, not a letter
@@ -103,8 +104,17 @@ async def read_events(bus: Bus, open_record: OpenRecord, address: Address) -> li
     return found
 
 
-async def read_stream(js: JetStreamContext, stream: str, subject: str = ">") -> AsyncIterator[tuple[str, bytes]]:
-    """Subject and bytes of each message, from the first to what was last when the reading began."""
+async def read_stream(
+    js: JetStreamContext, stream: str, subject: str = ">", *, replays: bool = True
+) -> AsyncIterator[tuple[str, bytes]]:
+    """Subject and bytes of each message, from the first to what was last when the reading began.
+
+    Args:
+        js: JetStream.
+        stream: its name.
+        subject: only these messages.
+        replays: also the letters that an operator had handed on once more; they were stored before.
+    """
     try:
         last = (await js.stream_info(stream)).state.last_seq
     except NotFoundError:
@@ -119,7 +129,8 @@ async def read_stream(js: JetStreamContext, stream: str, subject: str = ">") -> 
             return  # the rest was deleted meanwhile
         for message in batch:
             seen = message.metadata.sequence.stream
-            yield message.subject, message.data
+            if replays or (message.headers or {}).get(_WAY) != _REPLAYED:
+                yield message.subject, message.data
 
 
 async def _values(bus: Bus, bucket: str) -> list[tuple[str, dict[str, Any]]]:

@@ -23,13 +23,15 @@ from causeway.cli.common import (
     table,
 )
 from causeway.sdk import Orchestrator
+from schemas.courier import Loss
 from schemas.ids import check_identifier
+from schemas.registry import OutboxState
 from services.kit.api.registry import DeviceView
 from services.kit.errors import RefusedError, SettingsError
 from services.kit.folder import StateFolder
 from services.kit.settings import load_settings
 
-app = typer.Typer(no_args_is_help=True, help="Enrol, list, show and revoke devices.")
+app = typer.Typer(no_args_is_help=True, help="Enrol, list, show, release and revoke devices.")
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -84,6 +86,16 @@ def list_devices(fleet: Fleet = None, state: State = DEFAULT_STATE, as_json: Jso
     columns = ("fleet", "device", "status", "last seen", "battery", "temp", "load", "models", "waiting")
     now = time.time()
     table(counted(len(devices), "device"), columns, [_row(device, now) for device in devices])
+    for held in (device for device in devices if device.quarantine is not None):
+        name = f"{held.device} --fleet {held.fleet}"
+        errors.print(
+            f"{held.fleet}/{held.device} is in quarantine: {held.quarantine and held.quarantine.message}. Its letters "
+            f"wait in the outboxes. Once one of the two is gone: causeway device release {name}, "
+            f"else: causeway device revoke {name}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
 
 @app.command()
@@ -101,6 +113,8 @@ def show(device: Name, fleet: Fleet = None, state: State = DEFAULT_STATE, as_jso
         ("fleet", view.fleet),
         ("device", view.device),
         ("standing", view.standing),
+        *([("in quarantine since", _moment(view.quarantine.at))] if view.quarantine else []),
+        *([("why", view.quarantine.message)] if view.quarantine else []),
         ("trust level", view.trust_level),
         ("online", view.online),
         ("last seen", _moment(view.last_seen)),
@@ -110,6 +124,9 @@ def show(device: Name, fleet: Fleet = None, state: State = DEFAULT_STATE, as_jso
     rows += [(f"capability: {key}", value) for key, value in view.capabilities.model_dump(exclude_none=True).items()]
     if view.heartbeat is not None:
         rows += [(f"heartbeat: {key}", value) for key, value in view.heartbeat.model_dump(exclude_none=True).items()]
+    if view.losses is not None:
+        rows += [(f"letters given up: {reason}", count) for reason, count in view.losses.letters.items()]
+        rows += [("given up last", _loss(loss)) for loss in view.losses.newest]
     table(f"{view.fleet}/{view.device}", ("what", "value"), rows)
 
 
@@ -139,6 +156,32 @@ def revoke(
         errors.print(f"revoked {name}/{device}")
 
 
+@app.command()
+def release(
+    device: Name,
+    fleet: Fleet = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    state: State = DEFAULT_STATE,
+    as_json: Json = False,
+) -> None:
+    """End a quarantine: take the device's letters again, once the other one that used its key is gone.
+
+    Example: causeway device release cam-1 --yes
+    """
+    name = fleet or _default_fleet(state)
+    if not yes:
+        typer.confirm(f"Is only one device left that uses the key of {name}/{device}?", abort=True, err=True)
+
+    async def work(platform: Orchestrator) -> None:
+        await platform.let_go(name, device)
+
+    run(state, work)
+    if as_json:
+        print_json({"fleet": name, "device": device, "standing": "enrolled"})
+    else:
+        errors.print(f"released {name}/{device}")
+
+
 def _default_fleet(state: Path) -> str:
     with explained():
         return load_settings(StateFolder(state.absolute())).fleet
@@ -156,8 +199,21 @@ def _row(view: DeviceView, now: float) -> tuple[object, ...]:
         None if beat.temp_c is None else f"{beat.temp_c:.0f} C",
         None if beat.load is None else f"{beat.load:.2f}",
         "\n".join(f"{model.name}@{model.digest[:8]}" for model in beat.models) or None,
-        None if beat.outbox is None else beat.outbox.letters,
+        None if beat.outbox is None else _waiting(beat.outbox),
     )
+
+
+def _waiting(outbox: OutboxState) -> str:
+    notes = [f"{outbox.dropped} dropped"] if outbox.dropped else []
+    if outbox.storage == "memory":
+        notes.append("in memory")
+    return f"{outbox.letters} ({', '.join(notes)})" if notes else str(outbox.letters)
+
+
+def _loss(loss: Loss) -> str:
+    numbers = f"{loss.first}" if loss.first == loss.last else f"{loss.first} to {loss.last}"
+    names = ", ".join(f"{name.kind} {name.id}" for name in loss.names)
+    return f"{loss.lane} {numbers} of epoch {loss.epoch}, {loss.reason}" + (f": {names}" if names else "")
 
 
 def _ago(seconds: float | None, now: float) -> str | None:

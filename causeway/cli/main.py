@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from causeway.cli import data, device, release, rollout, task, train
+from causeway.cli import bundle, data, device, letters, release, rollout, task, train
 from causeway.cli.common import DEFAULT_STATE, Json, State, console, errors, explained, print_json
+from causeway.cli.simulate import simulate
 from causeway.demo.run import run_demo
 from causeway.platform.init import InitOptions, init_platform
 from causeway.platform.supervisor import Supervisor, exclusive
@@ -31,8 +32,11 @@ for noun, sub in (
     ("task", task.app),
     ("train", train.app),
     ("data", data.app),
+    ("bundle", bundle.app),
+    ("letters", letters.app),
 ):
     app.add_typer(sub, name=noun)
+app.command()(simulate)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import nkeys
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -30,6 +31,7 @@ from services.kit.credentials import (
 from services.kit.errors import RefusedError
 from services.kit.folder import SERVICES, StateFolder, make_private, write_private
 from services.kit.keys import LetterKey, write_letter_key
+from services.kit.neighbours import write_neighbours_authority
 from services.kit.permissions import (
     AUDITOR,
     OPERATOR,
@@ -93,6 +95,7 @@ def init_platform(state: StateFolder, options: InitOptions) -> Settings:
     write_authority(state, options.host)
     _write_bus(state, settings)
     document = _write_letter_keys(state, settings)
+    write_neighbours_authority(state, datetime.now(UTC))
     create_repository(state, settings.platform, document)
     # Last: its presence says that the folder is complete.
     write_private(state.settings, settings_toml(settings).encode())

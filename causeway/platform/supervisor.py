@@ -41,6 +41,8 @@ class Child:
 
     name: str
     command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    """Beside what this process has, which wins."""
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     started_at: float = 0.0
@@ -65,7 +67,7 @@ class Supervisor:
         self.state = state
         self.settings: Settings = load_settings(state)
         command = [find_nats_server(), "-c", str(state.nats_conf)]
-        self._bus = Child(BUS, command)
+        self._bus = Child(BUS, command, {"GOGC": str(self.settings.bus.gc_percent)})
         self._services = [
             Child(name, [sys.executable, "-m", f"services.{name}", "--state", str(state.root)]) for name in services
         ]
@@ -109,6 +111,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
+                env=child.environment | os.environ,
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
