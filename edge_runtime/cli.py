@@ -29,6 +29,9 @@ _EXAMPLES = """examples:
   causeway-edge run                      serve until stopped
   causeway-edge status --wait 10         wait until it is connected, then say how it is doing
   causeway-edge status --json            the same for scripts
+  causeway-edge explain                  what it decides at present (heartbeats, bulk, way of letters), and why
+  causeway-edge bundle export /media/usb  give what waits to whoever takes the stick to the platform
+  causeway-edge bundle import /media/usb  take over what came back, updates included
 
 Settings are read from edge.toml in the working folder, or from --config; without a file, defaults apply.
 """
@@ -41,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = _settings(options.config)
         logs.configure(settings.log_level)
-        code = {"enrol": _enrol, "run": _run, "status": _status}[options.verb](settings, options)
+        verbs = {"enrol": _enrol, "run": _run, "status": _status, "explain": _explain, "bundle": _bundle}
+        code = verbs[options.verb](settings, options)
     except EdgeError as error:
         print(f"causeway-edge: {error}", file=sys.stderr)
         code = exit_code(error)
@@ -65,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"causeway-edge {VERSION}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, help="settings file (default: edge.toml, if there is one)")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="enrol | run | status")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="enrol | run | status | explain | bundle")
     enrol = verbs.add_parser("enrol", parents=[common], help="become a device of a platform, with a token")
     enrol.add_argument("token", type=Path, help="file that `causeway device enrol` wrote")
     enrol.add_argument("--again", action="store_true", help="enrol anew with the same keys")
@@ -75,7 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", parents=[common], help="show how the agent on this device is doing")
     status.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait at most S seconds for a connection")
     status.add_argument("--json", action="store_true", help="print everything as JSON")
+    explain = verbs.add_parser("explain", parents=[common], help="say what the device decides at present, and why")
+    explain.add_argument("--json", action="store_true", help="print everything as JSON")
+    _bundle_verbs(verbs, common)
     return parser
+
+
+def _bundle_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    bundle = verbs.add_parser("bundle", help="exchange letters and updates by a stick or another folder")
+    directions = bundle.add_subparsers(dest="direction", required=True, metavar="export | import")
+    for direction, text in (
+        ("export", "write what waits on this device, and what it carries, into a folder"),
+        ("import", "take over what a folder holds for this device, and what it may carry"),
+    ):
+        verb = directions.add_parser(direction, parents=[common], help=text)
+        verb.add_argument("folder", type=Path, help="a mounted stick, or any folder; `causeway` in it is used")
+        verb.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _settings(config: Path | None) -> EdgeSettings:
@@ -120,6 +139,23 @@ async def _serve(settings: EdgeSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)
     await agent.run()
+
+
+def _explain(settings: EdgeSettings, options: argparse.Namespace) -> int:
+    from edge_runtime.explain import as_text, explanation  # noqa: PLC0415 - `status` must answer at once
+
+    found = explanation(settings)
+    print(json.dumps(found, indent=2) if options.json else as_text(found))
+    return 0
+
+
+def _bundle(settings: EdgeSettings, options: argparse.Namespace) -> int:
+    from edge_runtime.carriers import command  # noqa: PLC0415 - `status` must answer at once
+
+    verb = command.export if options.direction == "export" else command.take
+    told = verb(settings, options.folder.absolute())
+    print(json.dumps(told.facts) if options.json else told.text)
+    return 0 if told.whole else FAILED
 
 
 def _status(settings: EdgeSettings, options: argparse.Namespace) -> int:

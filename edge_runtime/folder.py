@@ -38,10 +38,26 @@ class EdgeFolder:
         """Models: one folder per model, in it `state.json` and one folder per digest."""
         return self.root / "slots"
 
+    def models(self, limit: int = 16) -> list[str]:
+        """Models that have a slot on this device."""
+        if not self.slots.is_dir():
+            return []
+        return sorted(path.name for path in self.slots.iterdir() if path.is_dir())[:limit]
+
     @property
     def staging(self) -> Path:
         """Artifacts on their way in."""
         return self.root / "staging"
+
+    @property
+    def carriers(self) -> Path:
+        """SQLite: fragments of bundles in custody."""
+        return self.root / "carriers.db"
+
+    @property
+    def pieces(self) -> Path:
+        """Pieces of artifacts that came by folder, by digest."""
+        return self.root / "pieces"
 
     @property
     def lock(self) -> Path:
@@ -58,7 +74,9 @@ def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a file: temporary, fsync, rename, fsync of the folder. Whole or not at all, durable when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    # What stands there was left by a crash, or planted by a stranger on a stick: a link to another file, or a pipe.
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

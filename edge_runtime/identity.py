@@ -18,7 +18,7 @@ from edge_runtime.folder import write_durable
 from schemas.envelope import Signer
 from schemas.events import Message
 from schemas.ids import Address, Base64, Digest, Identifier, Key32, Ulid
-from schemas.registry import Jwt, Token, TrustFloors, Welcome
+from schemas.registry import Jwt, Pem, Token, TrustFloors, Welcome
 
 ClientId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 MAX_TOKEN_BYTES = 65_536
@@ -55,6 +55,9 @@ class Identity(Message):
     """The enrol letter that the token's welcome must answer."""
     credentials: Credentials | None = None
     tuf_floors: TrustFloors | None = None
+    certificate: Pem | None = None
+    """Of the letter key, shown to neighbours; a device that was enrolled before there were any gets it at renewal."""
+    neighbours_ca: Pem | None = None
 
     @classmethod
     def create(cls, token: Token) -> Self:
@@ -91,6 +94,12 @@ class Identity(Message):
         """Raw X25519 public key."""
         return X25519PrivateKey.from_private_bytes(base64.b64decode(self.seal_seed)).public_key().public_bytes_raw()
 
+    def renewal_due(self, now: datetime, *, neighbours: bool) -> bool:
+        """Whether to ask for new credentials: at half of their life, or if `neighbours` want a certificate at all."""
+        if self.credentials is None:
+            return False
+        return now >= self.credentials.renew_at() or (neighbours and self.certificate is None)
+
     def proof(self, secret: Base64) -> str:
         """That the holder of the token's secret brings these keys (schemas.registry.Enrol.proof)."""
         message = self.public_key + self.seal_key + str(self.address).encode()
@@ -126,6 +135,8 @@ class Identity(Message):
                 "token": None,
                 "enrol_id": None,
                 "tuf_floors": welcome.tuf_floors or self.tuf_floors,
+                "certificate": welcome.certificate or self.certificate,
+                "neighbours_ca": welcome.neighbours_ca or self.neighbours_ca,
             }
         )
 

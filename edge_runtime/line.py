@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from ulid import ULID
 
@@ -18,16 +20,19 @@ from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import OutboxError, TrustError
 from edge_runtime.identity import Identity
 from edge_runtime.letters.dispatch import Dispatcher
+from edge_runtime.letters.greeting import greeting
+from edge_runtime.letters.heads import foreign_marks
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.mailroom import Desk, Mailroom, check_generation
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.letters.postman import Post, Postman
-from edge_runtime.link import Callbacks, Dial, Endpoint, Link
+from edge_runtime.letters.sending import Grant
+from edge_runtime.letters.states import StateDesk
+from edge_runtime.link import Callbacks, Dial, Endpoint, Link, Measured
 from edge_runtime.logs import Log
 from edge_runtime.trust.keeper import TrustKeeper
 from edge_runtime.trust.keyring import Keyring
-from edge_runtime.version import AGENT
-from schemas.courier import Clock, Got, Hello, Receipt
+from schemas.courier import Hello, Receipt
 from schemas.depot import TrustAnnouncement
 from schemas.envelope import parse
 from schemas.errors import ContractError, MessageError
@@ -39,12 +44,16 @@ from schemas.topics import DOWN_LETTERS, Channel, Topic, device_filters, parse_b
 log = Log(__name__)
 
 HELLO_AGAIN_S = 1.5
+HELLO_ROUND_TRIPS = 2
+"""Added to it: on a far link an answer takes that long."""
 MAX_HELLO_AGAIN_S = 30.0
 HELLO_ANYWAY_S = 300.0
-GOT_DELAY_S = 0.02
-MAX_GOT_IDS = 100
-"""As many as fit into a state message of 4 KiB."""
-MAX_HELD_IDS = 64
+
+
+CARRIED_SESSION = "carried_session"
+"""Fact: the session that bundles of this device speak in, for good."""
+CARRIED_RECEIPT = "carried_receipt"
+"""Fact: generation and revision of the newest receipt that came by carrier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,10 @@ class Premises:
     """hello was answered: state may be sent."""
     on_piece: Callable[[bytes], None]
     report: Callable[[EventReport], None]
+    granted: Callable[[], Grant] = Grant
+    """What the state of link and device allows the postman."""
+    on_bundle: Callable[[bytes], None] = lambda _: None
+    """A fragment of a bundle came down, to be carried or for this device."""
 
 
 class Line:
@@ -80,14 +93,18 @@ class Line:
                 drained=self._drained,
             )
         )
+        self.states = StateDesk(
+            self.link, lambda: premises.identity().address, premises.clock.now, lambda: self.answered
+        )
         self.postman = Postman(
             Post(
                 outbox=premises.outbox,
                 link=self.link,
                 identity=premises.identity,
-                now=premises.clock.now,
+                clock=premises.clock,
                 only="enrol" if bootstrap else None,
                 silent=self._hello_again,
+                granted=premises.granted,
             )
         )
         self.mailroom = Mailroom(
@@ -96,8 +113,8 @@ class Line:
                 keyring=premises.keyring,
                 dispatcher=premises.dispatcher,
                 identity=premises.identity,
-                now=premises.clock.now,
-                got=self._got,
+                now=self._past,
+                got=self.states.got,
                 report=premises.report,
                 ask_trust=self._ask_trust,
             )
@@ -106,7 +123,8 @@ class Line:
         self.session = str(ULID())
         self.answered = False
         """Whether this session's hello has its receipt; nothing else is sent before."""
-        self.rtt_ms: float | None = None
+        self.hello_s: float | None = None
+        """From the last hello that was answered at once to its receipt: the way to the courier and back."""
         self._trusted = False
         self._group: asyncio.TaskGroup | None = None
         self._hello: asyncio.Task[None] | None = None
@@ -114,8 +132,6 @@ class Line:
         self._hello_sent = 0.0
         self._hellos = 0
         self._receipt: bytes | None = None
-        self._gots: dict[str, None] = {}
-        self._flushing: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serve until cancelled.
@@ -129,13 +145,18 @@ class Line:
             group.create_task(self.trust.run(), name="trust")
             group.create_task(self.link.run(), name="link")
 
-    def send_state(self, kind: str, data: Message) -> bool:
-        """Send a state message; False if that is not possible now.
+    def send_state(self, kind: str, data: Message, key: str = "") -> bool:
+        """Send a state message; False if it has to wait until it can be sent, or until a newer one takes its place.
+
+        Args:
+            kind: of the message.
+            data: its content.
+            key: messages of one kind with different keys do not replace each other.
 
         Raises:
             MessageError: `oversized` above 4 KiB.
         """
-        return self.answered and self._publish_state(kind, data)
+        return self.states.send(kind, data, key)
 
     def send_parcel(self, kind: str, raw: bytes) -> bool:
         """Send a parcel; False if that is not possible now."""
@@ -145,18 +166,24 @@ class Line:
     def trust_looked_at(self) -> None:
         """A pack was verified or refused: what waited for keys can be decided."""
         self._trusted = self._premises.keyring.ready
+        self._premises.clock.keep_anchors(self._premises.keyring.keys.keys())
         receipt, self._receipt = self._receipt, None
         if receipt is not None:
-            self._take_receipt(receipt)
+            self.take_receipt(receipt)
         self.mailroom.trust_changed()
 
     def farewell(self) -> None:
         """Say what is still to be said before a clean end."""
-        self._flush_gots()
+        self.states.flush()
         if self.answered and not self._bootstrap:
-            self._publish_state("gone", Gone(session=self.session))
+            self.states.send_now("gone", Gone(session=self.session))
+
+    def measured(self) -> Measured | None:
+        """Figures of the link; None while the courier does not answer."""
+        return self.link.measured() if self.answered else None
 
     def _drained(self) -> None:
+        self.states.flush()
         self.postman.wake()
 
     def _ask_trust(self) -> None:
@@ -168,7 +195,9 @@ class Line:
         own, fleet = device_filters(identity.address)
         if self._bootstrap:
             assert identity.token is not None
-            return Dial(self._premises.endpoint(), identity.token.client_id, identity.token.bootstrap_jwt, (own,), None)
+            token = identity.token
+            past = self._premises.clock.certainly_past()
+            return Dial(self._premises.endpoint(), token.client_id, token.bootstrap_jwt, (own,), None, past)
         assert identity.credentials is not None
         credentials = identity.credentials
         gone = write_state(
@@ -179,10 +208,12 @@ class Line:
             time=self._premises.clock.now(),
         )
         will = (Topic(identity.address, Channel.STATE, "gone").mqtt, gone)
-        return Dial(self._premises.endpoint(), credentials.client_id, credentials.jwt, (own, fleet), will)
+        past = self._premises.clock.certainly_past()
+        return Dial(self._premises.endpoint(), credentials.client_id, credentials.jwt, (own, fleet), will, past)
 
     def _up(self) -> None:
         self.answered, self._trusted, self._hellos = False, False, 0
+        self.states.new_session()
         self._begin_hello()
 
     def _down(self) -> None:
@@ -201,7 +232,8 @@ class Line:
             self._hello.cancel()
 
     async def _say_hello(self) -> None:
-        wait_s = HELLO_AGAIN_S
+        first_s = HELLO_AGAIN_S + HELLO_ROUND_TRIPS * (self.link.measured().round_trip_s or 0.0)
+        wait_s = first_s
         while True:
             self._publish_hello()
             self._hellos += 1
@@ -209,7 +241,7 @@ class Line:
             await self._rest(wait_s)
             wait_s = min(MAX_HELLO_AGAIN_S, wait_s * 1.5)
             if self.answered and self._trusted:
-                wait_s = HELLO_AGAIN_S
+                wait_s = first_s
                 # A letter whose copies were all lost, or a missed announcement, is found out by asking now and then.
                 await self._rest(HELLO_ANYWAY_S)
 
@@ -228,26 +260,16 @@ class Line:
         try:
             hello = self._hello_data()
             try:
-                self._publish_state("hello", hello)
+                self.states.send_now("hello", hello)
             except MessageError:
                 # Long names of models; the courier redelivers what is held, and is told again.
-                self._publish_state("hello", hello.model_copy(update={"held": []}))
+                self.states.send_now("hello", hello.model_copy(update={"held": []}))
         except OutboxError as error:
             log.error("outbox.failed", reason=error.reason, message=str(error))
 
     def _hello_data(self) -> Hello:
         premises = self._premises
-        lanes = premises.outbox.lanes()
-        return Hello(
-            session=self.session,
-            epoch=premises.outbox.epoch,
-            sent={lane: issued for lane, (issued, _) in lanes.items()},
-            marks={lane: mark for lane, (_, mark) in lanes.items()},
-            held=premises.inbox.newest_ids(MAX_HELD_IDS),
-            trust=self.trust.state(),
-            agent=AGENT,
-            clock=Clock(synchronised=premises.clock.synchronised(), floor=premises.inbox.time_floor()),
-        )
+        return greeting(self.session, premises.outbox, premises.inbox, premises.clock, self.trust.state())
 
     def _message(self, topic: str, payload: bytes) -> None:
         broadcast = parse_broadcast(topic)
@@ -257,11 +279,13 @@ class Line:
                 return
             parsed = parse_mqtt(topic)
             if parsed.kind == "receipt":
-                self._take_receipt(payload)
+                self.take_receipt(payload)
             elif parsed.kind == "trust":
                 self.trust.offer(payload)
             elif parsed.kind == "piece":
                 self._premises.on_piece(payload)
+            elif parsed.kind == "bundle":
+                self._premises.on_bundle(payload)
             elif parsed.kind in DOWN_LETTERS:
                 self.mailroom.receive(parsed.kind, payload)
         except ContractError as error:
@@ -269,7 +293,8 @@ class Line:
         except OutboxError as error:
             log.error("inbox.failed", reason=error.reason, message=str(error))
 
-    def _take_receipt(self, raw: bytes) -> None:
+    def take_receipt(self, raw: bytes) -> None:
+        """Judge a receipt, from the link or out of a bundle."""
         premises, identity = self._premises, self._premises.identity()
         try:
             envelope = parse(raw)
@@ -277,8 +302,13 @@ class Line:
             letter: DownLetter[Receipt] = read_down(envelope.body, "receipt")
             check_generation(letter, key)
             premises.inbox.prove(key.keyid, key.generation, letter.time)
-            check_down(letter, identity.address, identity.platform, premises.clock.now())
-            self._apply(letter.data)
+            if letter.data.session == self.session and premises.clock.anchor(key.keyid, letter.time):
+                self._time_found()
+            check_down(letter, identity.address, identity.platform, self._past())
+            if letter.data.session == premises.inbox.fact(CARRIED_SESSION):
+                self._apply_carried(letter)
+            else:
+                self._apply(letter.data)
         except TrustError as error:
             if error.reason == "unknown_key":
                 self._receipt = raw
@@ -291,6 +321,16 @@ class Line:
         except OutboxError as error:
             log.error("outbox.failed", reason=error.reason, message=str(error))
 
+    def _past(self) -> datetime:
+        """By which expiry is judged: a clock that may stand in 2040 must not make everything old."""
+        clock = self._premises.clock
+        return clock.certainly_past() or clock.now()
+
+    def _time_found(self) -> None:
+        log.info("clock.anchored", now=self._premises.clock.now().isoformat())
+        if self.trust.error is not None:
+            self.trust.ask()  # it may have been judged by a wrong time
+
     def _apply(self, receipt: Receipt) -> None:
         outbox = self._premises.outbox
         if receipt.session != self.session or receipt.epoch != outbox.epoch:
@@ -298,7 +338,8 @@ class Line:
         lanes = outbox.lanes()
         # A receipt is whole: a lane that it does not name was never heard of, or is forgotten.
         marks: dict[Lane, int] = dict.fromkeys(lanes, 0) | receipt.marks
-        above = {lane: mark for lane, mark in marks.items() if mark > lanes.get(lane, (0, 0))[0]}
+        # Later receipts of a session are about what was sent in it.
+        above = foreign_marks(outbox, lanes, marks, {} if self.answered else receipt.heads)
         if above:
             self._start_over(above)
             return
@@ -308,11 +349,30 @@ class Line:
             return
         self.answered = True
         if self._hellos == 1:
-            self.rtt_ms = (time.monotonic() - self._hello_sent) * 1_000
+            self.hello_s = time.monotonic() - self._hello_sent
         log.info("line.answered", session=self.session, marks=marks)
         self.postman.begin(marks)
-        self._flush_gots()
+        self.states.flush()
         self._premises.on_answered()
+
+    def _apply_carried(self, letter: DownLetter[Receipt]) -> None:
+        """A receipt that came by carrier may be old, and overtaken by others."""
+        inbox, outbox, receipt = self._premises.inbox, self._premises.outbox, letter.data
+        order = (letter.generation, letter.revision)
+        newest = json.loads(inbox.fact(CARRIED_RECEIPT) or "[-1, -1]")
+        if order <= tuple(newest) or receipt.epoch != outbox.epoch:
+            return
+        lanes = outbox.lanes()
+        above = foreign_marks(outbox, lanes, receipt.marks, receipt.heads)
+        if above:
+            self._start_over(above)
+        else:
+            marks = {lane: mark for lane, mark in receipt.marks.items() if mark > lanes.get(lane, (0, 0))[1]}
+            outbox.receipt(marks)
+            if self.answered:
+                self.postman.receipt(marks)
+            log.info("line.carried_receipt", marks=receipt.marks)
+        inbox.remember(CARRIED_RECEIPT, json.dumps(order))
 
     def _start_over(self, above: dict[Lane, int]) -> None:
         """The courier has letters of this epoch that this outbox never wrote: its disk was restored from an image."""
@@ -330,26 +390,5 @@ class Line:
                 details={f"mark_{lane}": mark for lane, mark in above.items()},
             )
         )
-        self._begin_hello()
-
-    def _got(self, letter_id: str) -> None:
-        self._gots[letter_id] = None
-        if self._flushing is None:
-            self._flushing = asyncio.get_running_loop().call_later(GOT_DELAY_S, self._flush_gots)
-
-    def _flush_gots(self) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        while self._gots and self.answered:
-            ids = list(self._gots)[:MAX_GOT_IDS]
-            if not self._publish_state("got", Got(ids=ids)):
-                return
-            for letter_id in ids:
-                del self._gots[letter_id]
-
-    def _publish_state(self, kind: str, data: Message) -> bool:
-        premises = self._premises
-        address = premises.identity().address
-        raw = write_state(kind, data, event_id=str(ULID()), address=address, time=premises.clock.now())
-        return self.link.publish(Topic(address, Channel.STATE, kind).mqtt, raw)
+        if self.link.connected:
+            self._begin_hello()

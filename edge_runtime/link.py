@@ -1,67 +1,44 @@
-"""The MQTT connection: one client at a time, reconnected with full jitter. Knows topics and bytes, no meanings."""
+"""The MQTT connection: one at a time, reconnected with full jitter. Knows topics and bytes, no meanings."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import ssl
-import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-
-from edge_runtime.errors import ConfigError
+from edge_runtime import mqtt
+from edge_runtime.connection import Connection, Ears, Urgency
+from edge_runtime.dialling import PHASE_TIMEOUT_S, Endpoint, explain, reach
+from edge_runtime.liveness import Pulse, judge
 from edge_runtime.logs import Log
+from edge_runtime.measuring import LossMeter
+
+__all__ = ["Callbacks", "Dial", "Endpoint", "Link", "Measured", "Urgency"]
 
 log = Log(__name__)
 
-KEEPALIVE_S = 30
-CONNECT_TIMEOUT_S = 10.0
+KEEPALIVE_S = 60
+"""Told to the server, which gives up a connection after 1.5 times as much silence; see `liveness`."""
+WATCH_S = 1.0
+FAREWELL_S = 2.0
+"""For the last words of a clean end."""
 MIN_DELAY_S = 1.0
 """The server holds back the same client id within a second of a drop."""
 MAX_DELAY_S = 15.0
 MAX_REFUSED_DELAY_S = 300.0
-MAX_INCOMING = 512
-MAX_INCOMING_BYTES = 12 << 20
-"""What may wait for the event loop: a window of pieces, and room for letters. Whatever is lost here comes again."""
-BACKLOG_BYTES = 512 * 1024
-"""Bytes that may wait for the socket; beyond it only what is urgent is taken."""
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the broker listens."""
-
-    host: str
-    port: int
-    tls: bool
-    ca_pem: str | None
-    hostname: str | None = None
-    """Name in the server's certificate, where it is not `host`."""
-
-    @classmethod
-    def parse(cls, url: str, ca_pem: str | None, hostname: str | None) -> Endpoint:
-        """Read `mqtts://host:port`.
-
-        Raises:
-            ConfigError: if it is no such address, or plain MQTT over a network, where the password could be read.
-        """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"read the broker's address {url!r}: {error}") from error
-        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
-            raise ConfigError(f"read the broker's address {url!r}: expected mqtts://host:port")
-        tls = parts.scheme == "mqtts"
-        if not tls and parts.hostname not in _LOOPBACK:
-            raise ConfigError(f"connect to {url}: plain MQTT is for 127.0.0.1 only; use mqtts://")
-        return cls(parts.hostname, port or (8883 if tls else 1883), tls, ca_pem, hostname)
+SAMPLE_S = 30.0
+"""How often a round trip is measured."""
+SETTLE_S = 10.0
+"""How long bulky letters are held for that at most."""
+NOISE_BYTES = 4_096
+"""More than this between ping and answer, and the answer had to queue."""
+RECENT_S = 90.0
+"""The shortest round trip of this time counts as the path's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +50,8 @@ class Dial:
     password: str = field(repr=False)
     filters: tuple[str, ...]
     will: tuple[str, bytes] | None
+    certainly_past: datetime | None = None
+    """A moment that is over for sure, for the certificate's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +65,31 @@ class Callbacks:
     down: Callable[[], None]
     message: Callable[[str, bytes], None]
     drained: Callable[[], None]
-    """The backlog is short again."""
+    """There is room again for what found none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of the present link; None: nothing yet.
+
+    Attributes:
+        round_trip_s: to the broker and back, smoothed; measured while nothing of this device fills the path.
+        loss_ratio: share of packets that had to be repeated.
+        up_bytes_per_s: rate that was reached when there was more to send than went.
+        backlog_bytes: sent here and not acknowledged.
+    """
+
+    round_trip_s: float | None = None
+    loss_ratio: float | None = None
+    up_bytes_per_s: float | None = None
+    backlog_bytes: int = 0
 
 
 class Link:
-    """Keeps a connection up until closed. paho's thread does the network; everything else happens in the event loop."""
+    """Keeps a connection up until closed."""
 
     def __init__(self, callbacks: Callbacks) -> None:
         self._callbacks = callbacks
-        self._loop = asyncio.get_running_loop()
         self._attempt: _Attempt | None = None
         self._closing = False
         self._wake = asyncio.Event()
@@ -102,7 +97,8 @@ class Link:
         """Why there is no connection; None while there is one."""
         self.refused = False
         """Whether the server answered the last attempt with a no."""
-        self.incoming = Incoming()
+        self.connections = 0
+        """How many there were since the start."""
 
     @property
     def connected(self) -> bool:
@@ -110,27 +106,38 @@ class Link:
         return self._attempt is not None and self._attempt.ready
 
     @property
-    def congested(self) -> bool:
-        """Whether only urgent messages should be given."""
-        return self._attempt is not None and self._attempt.backlog > BACKLOG_BYTES
+    def receiving(self) -> float | None:
+        """Monotonic time of the last byte that came, of part of a message too; None while there is no connection."""
+        attempt = self._attempt
+        return attempt.connection.received_at() if attempt is not None and attempt.connection is not None else None
 
-    def publish(self, topic: str, payload: bytes) -> bool:
+    def measured(self) -> Measured:
+        """Figures of now."""
+        return self._attempt.measured() if self._attempt is not None and self._attempt.ready else Measured()
+
+    def room(self, urgency: Urgency, size: int = 0) -> bool:
+        """Whether a message of this urgency and size should be given; `drained` tells when, if not."""
+        attempt = self._attempt
+        return attempt is not None and attempt.ready and attempt.room(urgency, size)
+
+    def publish(self, topic: str, payload: bytes, urgency: Urgency = Urgency.SIGNAL) -> bool:
         """Hand a message to the network at QoS 0; False if there is no connection."""
         attempt = self._attempt
-        return attempt is not None and attempt.ready and attempt.publish(topic, payload)
+        return attempt is not None and attempt.ready and attempt.send(mqtt.publish(topic, payload), urgency)
 
     async def run(self) -> None:
         """Connect, and again after each loss, until `close`."""
         failures = 0
         while not self._closing:
-            attempt = _Attempt(self._callbacks.dial(), self._loop, self._callbacks, self.incoming)
+            attempt = _Attempt(self._callbacks.dial(), self._callbacks)
             self._attempt = attempt
             try:
                 await attempt.connect()
                 failures, self.problem, self.refused = 0, None, False
+                self.connections += 1
                 log.info("link.up", host=attempt.dial.endpoint.host, port=attempt.dial.endpoint.port)
                 self._callbacks.up()
-                await attempt.lost
+                self.problem = await attempt.lost
             except _RefusedError as error:
                 failures += 1
                 self.problem, self.refused = str(error), True
@@ -138,14 +145,13 @@ class Link:
             except OSError as error:
                 failures += 1
                 self.refused = False
-                self.problem = _explain(attempt.dial.endpoint, error)
+                self.problem = explain(attempt.dial.endpoint, error)
                 log.warning("link.unreachable", reason=self.problem)
             finally:
                 was_ready, attempt.ready = attempt.ready, False
-                await asyncio.to_thread(attempt.close)
+                await attempt.close()
                 if was_ready:
-                    self.problem = self.problem or "the connection was lost"
-                    log.warning("link.down")
+                    log.warning("link.down", reason=self.problem)
                     self._callbacks.down()
             await self._pause(failures)
 
@@ -153,7 +159,7 @@ class Link:
         """Drop the connection and make a new one, with new credentials for one."""
         self._wake.set()
         if self._attempt is not None:
-            self._attempt.give_up()
+            self._attempt.give_up("it was closed here")
 
     def close(self) -> None:
         """Let `run` end."""
@@ -173,76 +179,31 @@ class Link:
             return
 
 
-class Incoming:
-    """Counts what waits between paho's thread and the event loop.
-
-    Attributes:
-        dropped: messages that found no room since the start.
-    """
-
-    def __init__(self, messages: int = MAX_INCOMING, size: int = MAX_INCOMING_BYTES) -> None:
-        self._lock = threading.Lock()
-        self._max_messages = messages
-        self._max_size = size
-        self._messages = 0
-        self._size = 0
-        self._full = False
-        self.dropped = 0
-
-    def enter(self, size: int) -> bool:
-        """Take room for a message; False if there is none, so that it is dropped."""
-        with self._lock:
-            if self._messages >= self._max_messages or self._size + size > self._max_size:
-                self.dropped += 1
-                told, self._full = self._full, True
-            else:
-                self._messages += 1
-                self._size += size
-                return True
-        if not told:
-            log.error("link.overrun", waiting=self._max_messages, bytes=self._max_size, dropped=self.dropped)
-        return False
-
-    def leave(self, size: int) -> None:
-        """A message was taken."""
-        with self._lock:
-            self._messages -= 1
-            self._size -= size
-            self._full = self._full and self._messages > 0
-
-
 class _RefusedError(Exception):
     """The server answered and said no."""
 
 
 class _Attempt:
-    """One client, one connection."""
+    """One connection, from dialling to its end."""
 
-    def __init__(self, dial: Dial, loop: asyncio.AbstractEventLoop, callbacks: Callbacks, incoming: Incoming) -> None:
+    def __init__(self, dial: Dial, callbacks: Callbacks) -> None:
+        loop = asyncio.get_running_loop()
         self.dial = dial
         self.ready = False
-        self.backlog = 0
-        self.lost: asyncio.Future[None] = loop.create_future()
+        self.connection: Connection | None = None
+        self.lost: asyncio.Future[str] = loop.create_future()
         self._loop = loop
         self._callbacks = callbacks
-        self._incoming = incoming
-        self._subscribed: asyncio.Future[None] = loop.create_future()
-        self._sizes: dict[int, int] = {}
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, dial.client_id, clean_session=True, reconnect_on_failure=False
-        )
-        client.username_pw_set("device", dial.password)
-        if dial.endpoint.tls:
-            client.tls_set_context(_tls(dial.endpoint))
-        if dial.will is not None:
-            client.will_set(dial.will[0], dial.will[1], qos=0)
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        self._client = client
+        self._answer: asyncio.Future[mqtt.Packet] | None = None
+        self._awaited = 0
+        self._pinged: float | None = None
+        self._sampling: int | None = None
+        """Bytes received when the ping went out, if it went into an empty path."""
+        self._sampled = float("-inf")
+        self._round_trip: float | None = None
+        self._recent: deque[tuple[float, float]] = deque()
+        self._loss = LossMeter()
+        self._watching: asyncio.TimerHandle | None = None
 
     async def connect(self) -> None:
         """Connect and subscribe.
@@ -251,112 +212,137 @@ class _Attempt:
             OSError: if the server cannot be reached or does not answer.
             _RefusedError: if it does not want this device.
         """
-        endpoint = self.dial.endpoint
-        await asyncio.to_thread(self._client.connect, endpoint.host, endpoint.port, KEEPALIVE_S)
-        self._client.loop_start()
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            done, _ = await asyncio.wait({self._subscribed, self.lost}, return_when=asyncio.FIRST_COMPLETED)
-        if self._subscribed not in done:
-            raise ConnectionResetError("the server closed the connection before it answered")
-        self._subscribed.result()
+        dial = self.dial
+        opened = await reach(dial.endpoint, dial.certainly_past)
+        self.connection = Connection(opened, Ears(self._packet, self.give_up, self._callbacks.drained, self._ping))
+        welcome = await self._ask(
+            mqtt.connect(dial.client_id, "device", dial.password, KEEPALIVE_S, dial.will), mqtt.CONNACK
+        )
+        code = mqtt.read_connack(welcome)
+        if code:
+            raise _refusal(mqtt.REFUSALS.get(code, f"code {code}"))
+        asked = time.monotonic()
+        codes = mqtt.read_suback(await self._ask(mqtt.subscribe(1, dial.filters), mqtt.SUBACK))
+        self._learn(time.monotonic() - asked)
+        if mqtt.SUBACK_FAILURE in codes:
+            raise _refusal("subscription refused")
         self.ready = True
+        self._watch()
 
-    def publish(self, topic: str, payload: bytes) -> bool:
-        info = self._client.publish(topic, payload, qos=0)
-        if info.rc != mqtt.MQTT_ERR_SUCCESS:
-            return False
-        if not info.is_published():
-            self._sizes[info.mid] = len(payload)
-            self.backlog += len(payload)
-        return True
+    def room(self, urgency: Urgency, size: int) -> bool:
+        return self.connection is not None and self.connection.room(urgency, size)
 
-    def give_up(self) -> None:
+    def send(self, packet: bytes, urgency: Urgency) -> bool:
+        return self.connection is not None and self.connection.send(packet, urgency)
+
+    def measured(self) -> Measured:
+        assert self.connection is not None
+        return Measured(
+            round_trip_s=self._round_trip,
+            loss_ratio=self._loss.ratio,
+            up_bytes_per_s=self.connection.throughput.bytes_per_s,
+            backlog_bytes=self.connection.backlog,
+        )
+
+    def give_up(self, reason: str) -> None:
         if not self.lost.done():
-            self.lost.set_result(None)
+            self.lost.set_result(reason)
 
-    def close(self) -> None:
-        """Blocks until paho's thread has ended."""
-        self._client.disconnect()
-        self._client.loop_stop()
+    async def close(self) -> None:
+        """End it, with DISCONNECT if that is still possible."""
+        if self._watching is not None:
+            self._watching.cancel()
+        connection = self.connection
+        self.ready = False
+        if connection is None or connection.closed:
+            return
+        over: asyncio.Future[str] = self._loop.create_future()
+        self.lost = over  # the server closes once it has read DISCONNECT
+        try:
+            if connection.send(mqtt.DISCONNECT, Urgency.SIGNAL):
+                await asyncio.wait({over}, timeout=FAREWELL_S)
+        finally:
+            connection.close()
 
-    # paho calls these in its own thread.
+    async def _ask(self, packet: bytes, answer: int) -> mqtt.Packet:
+        answered: asyncio.Future[mqtt.Packet] = self._loop.create_future()
+        self._answer, self._awaited = answered, answer
+        self.send(packet, Urgency.SIGNAL)
+        both: set[asyncio.Future[Any]] = {answered, self.lost}
+        async with asyncio.timeout(PHASE_TIMEOUT_S):
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ConnectionResetError(f"{self.lost.result()} before it answered")
+        return answered.result()
 
-    def _on_connect(self, client: mqtt.Client, _user: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        if reason.is_failure:
-            self._loop.call_soon_threadsafe(self._refuse, str(reason))
+    def _packet(self, packet: mqtt.Packet) -> None:
+        if packet.type == mqtt.PUBLISH:
+            topic, payload = mqtt.read_publish(packet)
+            if self.ready:
+                self._callbacks.message(topic, payload)
+        elif packet.type == mqtt.PINGRESP:
+            self._ponged()
+        elif self._answer is not None and packet.type == self._awaited and not self._answer.done():
+            self._answer.set_result(packet)
         else:
-            client.subscribe([(topic, 0) for topic in self.dial.filters])
+            raise mqtt.ProtocolError(f"an unexpected packet of type 0x{packet.type:02x}")
 
-    def _on_subscribe(self, _client: mqtt.Client, _user: Any, _mid: int, reasons: Any, _properties: Any) -> None:
-        refused = [reason for reason in reasons if reason.is_failure]
-        if refused:
-            self._loop.call_soon_threadsafe(self._refuse, f"subscription: {refused[0]}")
-        else:
-            self._loop.call_soon_threadsafe(self._accept)
+    def _learn(self, sample_s: float) -> None:
+        self._round_trip = sample_s if self._round_trip is None else 0.75 * self._round_trip + 0.25 * sample_s
+        self._sampled = time.monotonic()
+        self._remember(sample_s)
 
-    def _on_message(self, _client: mqtt.Client, _user: Any, message: mqtt.MQTTMessage) -> None:
-        payload = bytes(message.payload)
-        if self._incoming.enter(len(payload)):
-            self._loop.call_soon_threadsafe(self._take, message.topic, payload)
+    def _remember(self, sample_s: float) -> None:
+        now = time.monotonic()
+        while self._recent and (self._recent[0][0] < now - RECENT_S or self._recent[-1][1] >= sample_s):
+            # What is older and longer will never be the shortest again.
+            self._recent.popleft() if self._recent[0][0] < now - RECENT_S else self._recent.pop()
+        self._recent.append((now, sample_s))
+        if self.connection is not None:
+            self.connection.round_trip_s = self._recent[0][1]
 
-    def _on_disconnect(self, _client: mqtt.Client, _user: Any, *_details: Any) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.give_up)
+    def _ping(self) -> None:
+        connection = self.connection
+        if connection is None or self._pinged is not None:
+            return
+        empty = not connection.backlog and not connection.incoming
+        if connection.send(mqtt.PINGREQ, Urgency.SIGNAL):
+            self._pinged = time.monotonic()
+            self._sampling = connection.received if empty else None
 
-    def _on_publish(self, _client: mqtt.Client, _user: Any, mid: int, *_details: Any) -> None:
-        self._loop.call_soon_threadsafe(self._written, mid)
+    def _ponged(self) -> None:
+        if self._pinged is None or self.connection is None:
+            return
+        if self._sampling is not None and self.connection.received - self._sampling < NOISE_BYTES:
+            self._learn(time.monotonic() - self._pinged)
+        self._pinged = None
 
-    # Back in the event loop.
-
-    def _take(self, topic: str, payload: bytes) -> None:
-        self._incoming.leave(len(payload))
-        self._callbacks.message(topic, payload)
-
-    def _written(self, mid: int) -> None:
-        before = self.backlog
-        self.backlog -= self._sizes.pop(mid, 0)
-        if before > BACKLOG_BYTES >= self.backlog:
-            self._callbacks.drained()
-
-    def _accept(self) -> None:
-        if not self._subscribed.done():
-            self._subscribed.set_result(None)
-
-    def _refuse(self, reason: str) -> None:
-        if not self._subscribed.done():
-            self._subscribed.set_exception(
-                _RefusedError(
-                    f"the server refused this device's credentials ({reason}): they expired or were revoked; "
-                    "enrol anew with a token from the operator (`causeway-edge enrol --again TOKEN`)"
-                )
-            )
-
-
-class _NamedContext(ssl.SSLContext):
-    """Checks the certificate against a given name instead of the address."""
-
-    expected: str
-
-    def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
-        """As the base, under the expected name."""
-        return super().wrap_socket(*arguments, **(options | {"server_hostname": self.expected}))
-
-
-def _tls(endpoint: Endpoint) -> ssl.SSLContext:
-    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.expected = endpoint.hostname or endpoint.host
-    if endpoint.ca_pem:
-        context.load_verify_locations(cadata=endpoint.ca_pem)
-    else:
-        context.load_default_certs()
-    return context
+    def _watch(self) -> None:
+        """Ping after silence, hang up after more of it, and learn from what the kernel measured."""
+        connection = self.connection
+        if connection is None or connection.closed:
+            return
+        now, known = time.monotonic(), connection.facts()
+        if known is not None:
+            self._loss = self._loss.with_totals(known.segments, known.repeated)
+            self._remember(known.round_trip_s)
+        acknowledged = now - known.since_ack_s if known is not None else None
+        pulse = Pulse(connection.received_at(), connection.spoke, acknowledged, self._pinged, connection.round_trip_s)
+        verdict = judge(pulse, now)
+        if verdict == "gone":
+            connection.close()
+            self.give_up(f"nothing was heard for {now - connection.heard:.0f} s")
+            return
+        if verdict == "ping":
+            self._ping()
+        elif self._pinged is None and now - self._sampled >= SAMPLE_S:
+            self._sampled = now  # whatever comes of it, not again at once
+            connection.settle(SETTLE_S)
+        self._watching = self._loop.call_later(WATCH_S, self._watch)
 
 
-def _explain(endpoint: Endpoint, error: OSError) -> str:
-    where = f"connect to {endpoint.host}:{endpoint.port}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{where}: its certificate is not the platform's ({error.verify_message}); check url and tls_hostname"
-    if isinstance(error, TimeoutError):
-        return f"{where}: no answer within {CONNECT_TIMEOUT_S:g} s"
-    return f"{where}: {error.strerror or error}"
+def _refusal(reason: str) -> _RefusedError:
+    return _RefusedError(
+        f"the server refused this device's credentials ({reason}): they expired or were revoked; "
+        "enrol anew with a token from the operator (`causeway-edge enrol --again TOKEN`)"
+    )

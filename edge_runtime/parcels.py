@@ -13,14 +13,14 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_runtime.errors import FetchError
-from edge_runtime.ports import Sender
-from edge_runtime.windows import Pace
+from edge_runtime.ports import Sender, Shelf
+from edge_runtime.windows import MAX_WINDOW_BYTES, Pace
 from schemas.aggregator import Artifact
 from schemas.depot import MAX_WANT, Want, read_piece, read_recipe
 from schemas.errors import MessageError
@@ -29,6 +29,9 @@ PATIENCE_S = 3_600.0
 _BLOCK = 1 << 20
 _SPARE_BYTES = 16 << 20
 """Never filled up: the outbox lives on the same disk."""
+SLOWEST_BYTES_PER_S = 1_000
+ROUND_TRIPS = 3
+"""Added to the wait for a piece: a far link is no reason to ask twice."""
 _RESCANS = 2
 
 
@@ -43,19 +46,40 @@ class PieceRefusal:
 
 @dataclass(slots=True)
 class _Exchange:
-    """The wants of one window: what still has to come, and what to do with it."""
+    """The wants of one window: what still has to come, and what to do with it.
 
+    It stays open until the next one, since what was given up as lost may only be slow.
+    """
+
+    asked: tuple[str, ...]
+    size: int
     missing: set[str]
     take: Callable[[str, bytes], None]
     progress: asyncio.Event = field(default_factory=asyncio.Event)
     error: FetchError | None = None
+
+    def arrived(self) -> list[str]:
+        """What has come by now."""
+        return [digest for digest in self.asked if digest not in self.missing]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """The link, as far as fetching must know it."""
+
+    granted_bytes: Callable[[], int] = lambda: MAX_WINDOW_BYTES
+    """Pieces to be asked for at a time."""
+    receiving: Callable[[], float | None] = lambda: None
+    """Monotonic time of the last byte that came in; None while there is no link."""
+    round_trip_s: Callable[[], float] = lambda: 0.0
 
 
 class PieceFetcher:
     """Implements `edge_runtime.ports.Parcels` over `parcel/want` and `down/piece`.
 
     One window of wants is outstanding at a time, over all fetches together: at most 32 pieces, and about what the link
-    carries in 5 s. It halves when nothing comes and grows again.
+    carries in 3 s. It halves when nothing comes and grows again. While bytes come in, a piece is not given up: asked
+    for twice, it would only make a slow link slower.
 
     Attributes:
         unsolicited: pieces that nobody waited for; they are ignored.
@@ -63,6 +87,8 @@ class PieceFetcher:
 
     Args:
         sender: `send_parcel` says whether the want went out.
+        way: what the link allows, and whether something is coming.
+        shelf: pieces that came another way; looked at first.
         patience_s: without one new piece for so long, a fetch fails; being offline counts.
         monotonic: seconds that never jump.
         chance: uniform in [0, 1), for jitter.
@@ -71,12 +97,16 @@ class PieceFetcher:
     def __init__(
         self,
         sender: Sender,
+        shelf: Shelf | None = None,
         *,
+        way: Way | None = None,
         patience_s: float = PATIENCE_S,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._sender = sender
+        self._shelf = shelf
+        self._way = way or Way()
         self._patience_s = patience_s
         self._monotonic = monotonic
         self._pace = Pace(chance)
@@ -136,6 +166,8 @@ class PieceFetcher:
             await self._fill(artifact, places, descriptor, destination)
         finally:
             os.close(descriptor)
+        if self._shelf is not None:
+            await asyncio.to_thread(self._shelf.clear, [artifact.recipe, *places])
 
     async def _fill(self, artifact: Artifact, places: _Places, descriptor: int, destination: Path) -> None:
         with _explained(artifact, destination):
@@ -184,46 +216,83 @@ class PieceFetcher:
         """Get every piece of `wanted` (digest to length), window by window, for as long as there is progress."""
         missing = dict(wanted)
         deadline = self._monotonic() + self._patience_s
-        while missing:
-            async with self._turn:
-                window = self._pace.window(missing, MAX_WANT)
-                arrived = await self._ask(recipe, window, take)
-            for digest in arrived:
-                del missing[digest]
-            if arrived:
-                deadline = self._monotonic() + self._patience_s
-            elif self._monotonic() > deadline:
-                first = next(iter(missing))
-                raise FetchError(
-                    f"fetch {len(missing)} pieces ({first[:12]}...): none came for {self._patience_s:.0f} s; "
-                    "the device may be offline, or the depot does not have them",
-                    reason="timeout",
-                )
-            else:
-                await self._rest(deadline)
+        exchange: _Exchange | None = None
+        try:
+            while missing:
+                arrived = await self._take_from_shelf(missing, take)
+                if not arrived and exchange is not None:
+                    arrived, exchange = [digest for digest in exchange.arrived() if digest in missing], None
+                if not arrived:
+                    async with self._turn:
+                        window = self._pace.window(missing, MAX_WANT, self._way.granted_bytes())
+                        exchange = await self._ask(recipe, {digest: missing[digest] for digest in window}, take)
+                        arrived = exchange.arrived()
+                for digest in arrived:
+                    del missing[digest]
+                if arrived:
+                    deadline = self._monotonic() + self._patience_s
+                elif self._monotonic() > deadline:
+                    first = next(iter(missing))
+                    raise FetchError(
+                        f"fetch {len(missing)} pieces ({first[:12]}...): none came for {self._patience_s:.0f} s; "
+                        "the device may be offline, or the depot does not have them",
+                        reason="timeout",
+                    )
+                else:
+                    await self._rest(deadline)
+        finally:
+            # What comes later must not be written to a file that is closed by then.
+            if self._exchange is not None and self._exchange.take is take:
+                self._exchange = None
 
-    async def _ask(self, recipe: str | None, window: list[str], take: Callable[[str, bytes], None]) -> list[str]:
+    async def _take_from_shelf(self, missing: Iterable[str], take: Callable[[str, bytes], None]) -> list[str]:
+        """Up to a window of the pieces that lie on this device already."""
+        if self._shelf is None:
+            return []
+        found = await asyncio.to_thread(self._shelf.find, list(missing), MAX_WANT)
+        for digest, data in found.items():
+            take(digest, data)
+        return list(found)
+
+    async def _ask(self, recipe: str | None, window: dict[str, int], take: Callable[[str, bytes], None]) -> _Exchange:
         """Send one want and wait while its pieces come."""
-        exchange = self._exchange = _Exchange(set(window), take)
-        want = Want(recipe=window[0]) if recipe is None else Want(pieces=window, recipe=recipe)
+        asked = tuple(window)
+        exchange = self._exchange = _Exchange(asked, sum(window.values()), set(asked), take)
+        want = Want(recipe=asked[0]) if recipe is None else Want(pieces=list(asked), recipe=recipe)
         started = self._monotonic()
         try:
             self._connected.clear()
             if not self._sender.send_parcel("want", want.write()):
-                return []
+                return exchange
             while exchange.missing:
                 exchange.progress.clear()
-                async with asyncio.timeout(self._pace.stall_s):
-                    await exchange.progress.wait()
+                await self._progress(exchange)
                 if exchange.error is not None:
                     raise exchange.error
         except TimeoutError:
             self._pace.stalled(some_came=len(exchange.missing) < len(window))
         else:
-            self._pace.completed(self._monotonic() - started)
-        finally:
-            self._exchange = None
-        return [digest for digest in window if digest not in exchange.missing]
+            self._pace.completed(self._monotonic() - started, self._way.round_trip_s())
+        return exchange
+
+    async def _progress(self, exchange: _Exchange) -> None:
+        """Wait for a piece; TimeoutError once neither one nor a byte of one has come for a while.
+
+        Bytes may be of something else, so that they put it off only for as long as a very slow link needs.
+        """
+        since, stall_s = self._monotonic(), self._pace.stall_s + ROUND_TRIPS * self._way.round_trip_s()
+        end = since + stall_s + exchange.size / SLOWEST_BYTES_PER_S
+        while True:
+            left = stall_s - (self._monotonic() - since)
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    await exchange.progress.wait()
+                return
+            except TimeoutError:
+                heard = self._way.receiving()
+                if heard is None or heard <= since or self._monotonic() > end:
+                    raise
+                since = heard
 
     async def _rest(self, deadline: float) -> None:
         pause = min(self._pace.pause_s(), max(0.0, deadline - self._monotonic()) + 0.01)

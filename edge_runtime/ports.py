@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,11 +27,20 @@ class Clock(Protocol):
 class Sender(Protocol):
     """The way up."""
 
-    def send(self, kind: str, data: Message, *, lane: Lane | None = None, letter_id: str | None = None) -> str:
-        """Store a letter in the outbox; durable when this returns. Lane None: the kind's own.
+    def send(
+        self,
+        kind: str,
+        data: Message,
+        *,
+        lane: Lane | None = None,
+        letter_id: str | None = None,
+        latest: str | None = None,
+    ) -> str:
+        """Store a letter in the outbox; durable when this returns, unless the disk fails. Lane None: the kind's own.
 
         A caller that must not write twice after a crash passes a `letter_id` that it has stored before: an id that the
-        outbox knows already is not stored again.
+        outbox knows already is not stored again. With a key `latest`, letters of the same kind and key that were not
+        sent yet are given up for this one.
 
         Returns:
             The letter's ULID.
@@ -41,7 +50,7 @@ class Sender(Protocol):
         """
 
     def publish_state(self, kind: str, data: Message) -> None:
-        """Send a state message if connected; otherwise it is dropped, since the latest wins."""
+        """Send a state message, now or once it can be sent; until then a newer one of its kind takes its place."""
 
     def send_parcel(self, kind: str, raw: bytes) -> bool:
         """Send a parcel now; False if not connected."""
@@ -67,6 +76,16 @@ class Parcels(Protocol):
         Raises:
             FetchError: `timeout`, `wrong_digest`, `disk_full`.
         """
+
+
+class Shelf(Protocol):
+    """Pieces of artifacts that came by folder, by digest."""
+
+    def find(self, digests: Sequence[str], limit: int) -> dict[str, bytes]:
+        """At most `limit` of those that are here; each matches its digest."""
+
+    def clear(self, digests: Sequence[str]) -> None:
+        """These are in place and need not be kept."""
 
 
 class Readings(Protocol):

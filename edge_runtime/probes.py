@@ -2,7 +2,8 @@
 
 Environment variables override them, for tests, demonstrations and machines whose sensors lie: `BATTERY` (percent),
 `CHARGING` (true or false), `THERMAL` (degrees C, or cool, normal, warm, hot, critical), `MEMORY_GB`, `NETWORK_TYPE`,
-and `CAUSEWAY_PROFILE` (battery_save, thermal_throttle, low_ram, performance, balanced), which sets several at once.
+`NETWORK_METERED` (true or false), and `CAUSEWAY_PROFILE` (battery_save, thermal_throttle, low_ram, performance,
+balanced), which sets several at once.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Overrides:
     temp_c: float | None = None
     memory_mb: int | None = None
     network: str | None = None
+    metered: bool | None = None
 
 
 PROFILES = {
@@ -87,6 +89,7 @@ def read_overrides(environment: Mapping[str, str]) -> Overrides:
         temp_c=base.temp_c if temp is None else temp,
         memory_mb=base.memory_mb if memory is None else int(memory * 1024),
         network=network or base.network,
+        metered=_truth(environment, "NETWORK_METERED"),
     )
 
 
@@ -141,6 +144,10 @@ class Probes:
     def network(self) -> str:
         """Kind of the link that the default route uses."""
         return self._overrides.network or _network_kind()
+
+    def metered(self) -> bool:
+        """Whether its bytes cost: as the environment says, else if it is a cellular one."""
+        return self.network() in CELLULAR if self._overrides.metered is None else self._overrides.metered
 
     def screen_on(self) -> bool | None:
         """Whether a panel is lit; absent without one."""

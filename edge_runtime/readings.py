@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 
 from edge_runtime.datasets import Datasets
-from edge_runtime.probes import CELLULAR, MB, Probes
-from edge_runtime.settings import EdgeSettings
+from edge_runtime.link import Measured
+from edge_runtime.policy import Conditions
+from edge_runtime.probes import MB, Probes
+from edge_runtime.settings import EdgeSettings, OwnerLimits
 from edge_runtime.version import AGENT
 from schemas.registry import Capabilities, Heartbeat, Network
 
@@ -69,9 +71,34 @@ class DeviceReadings:
             charging=power.charging,
             discharging=power.discharging,
             temp_c=self._probes.temp_c(),
-            network=Network(kind=network, metered=network in CELLULAR),
+            network=Network(kind=network, metered=self._probes.metered()),
             screen_on=self._probes.screen_on(),
             samples=self._datasets.counts(),
+        )
+
+    def conditions(self, link: Measured | None, heartbeat_s: float, limits: OwnerLimits) -> Conditions:
+        """What `policy` decides by.
+
+        Args:
+            link: its figures, None if the courier does not answer at present.
+            heartbeat_s: interval that is asked for.
+            limits: the owner's, tightened by the twin.
+        """
+        power = self._probes.power()
+        return Conditions(
+            answered=link is not None,
+            round_trip_s=link.round_trip_s if link else None,
+            loss_ratio=link.loss_ratio if link else None,
+            up_bytes_per_s=link.up_bytes_per_s if link else None,
+            network=self._probes.network(),
+            metered=self._probes.metered(),
+            battery_percent=power.percent,
+            charging=power.charging,
+            discharging=power.discharging,
+            temp_c=self._probes.temp_c(),
+            memory_mb=self._probes.memory().total_mb,
+            heartbeat_s=heartbeat_s,
+            limits=limits,
         )
 
     def _find(self) -> Capabilities:

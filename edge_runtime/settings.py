@@ -16,13 +16,32 @@ from schemas.wording import problems
 MB = 1 << 20
 
 
+DAY_S = 86_400.0
+
+
+class LaneLimits(BaseModel):
+    """Bounds of what waits in one lane; an absent one leaves it to the bounds of the whole outbox."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_bytes: int | None = Field(None, ge=MB)
+    max_letters: int | None = Field(None, ge=100)
+    max_age_s: float | None = Field(None, ge=60)
+    """A letter that waited longer is given up. Counts while the device is on, whatever its clock says."""
+
+
 class OutboxLimits(BaseModel):
-    """Bounds of what waits for a receipt."""
+    """Bounds of what waits for a receipt; what does not fit is given up, least urgent and oldest first."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_bytes: int = Field(64 * MB, ge=MB)
     max_letters: int = Field(100_000, ge=100)
+    memory_bytes: int = Field(4 * MB, ge=MB)
+    """Of the letters that wait in memory while the disk is full, read-only or broken."""
+    control: LaneLimits = LaneLimits()
+    normal: LaneLimits = LaneLimits()
+    bulk: LaneLimits = LaneLimits(max_age_s=7 * DAY_S)
 
 
 class OwnerLimits(BaseModel):
@@ -37,6 +56,45 @@ class OwnerLimits(BaseModel):
     """Of one model; spares the flash. A local rollback is not counted."""
     training: bool = True
     tasks: bool = True
+    bulk_on_metered: bool = False
+    """Let bulk letters (bundles of other devices) use a metered link."""
+
+
+class NeighbourSettings(BaseModel):
+    """Whether and how devices on one LAN carry letters for each other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = False
+    """Off: nothing listens, and nothing is announced."""
+    port: int = Field(0, ge=0, le=65_535)
+    """Where this device listens; 0 takes a free one, which it announces."""
+    interface: str | None = Field(None, min_length=1, max_length=32)
+    """Network interface whose neighbours are met, as `wlan0`; absent: all but the loopback."""
+    peers: Annotated[
+        list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5}$")]], Field(max_length=32)
+    ] = []
+    """`host:port` of neighbours in a network without multicast; others are found by mDNS."""
+    meet_s: float = Field(30.0, ge=0.5, le=86_400)
+    """Mean time between two meetings with the same peer while there is no news."""
+
+
+class CarrierSettings(BaseModel):
+    """Store and forward: letters and updates that travel by folder or by neighbour where there is no link."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = True
+    """Take part at all, be it with this device's own letters only."""
+    carry: bool = True
+    """Take bundles of other devices along; sealed, so that nobody on the way can read them."""
+    max_bytes: int = Field(16 * MB, ge=MB)
+    """What bundles of others may fill."""
+    max_piece_bytes: int = Field(512 * MB, ge=MB)
+    """What pieces of updates from a folder may fill until they are installed."""
+    folder: Path | None = None
+    """A synced directory, exchanged by itself. A stick needs none: `causeway-edge bundle export` and `import`."""
+    folder_poll_s: float = Field(5.0, ge=0.2, le=3_600)
 
 
 class EdgeSettings(BaseModel):
@@ -57,7 +115,9 @@ class EdgeSettings(BaseModel):
     stage: Stage = "production"
     """Least mature releases that this device takes: `production` alone, `test` and up, or any (`development`)."""
     outbox: OutboxLimits = OutboxLimits()
+    neighbours: NeighbourSettings = NeighbourSettings()
     limits: OwnerLimits = OwnerLimits()
+    carriers: CarrierSettings = CarrierSettings()
     datasets: dict[Identifier, Path] = {}
     """Local data, as `.npz` with arrays `x` (samples first, float32) and `y`; it never leaves the device."""
     runners: dict[EntryPoint, Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]] = {}
@@ -71,8 +131,12 @@ def _known(error: ValidationError) -> str:
     wrong = next((problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"), None)
     if wrong is None:
         return ""
-    tables: dict[object, type[BaseModel]] = {"outbox": OutboxLimits, "limits": OwnerLimits}
-    known = tables[wrong[0]] if len(wrong) > 1 else EdgeSettings
+    known: type[BaseModel] = EdgeSettings
+    for name in wrong[:-1]:
+        inner = known.model_fields[str(name)].annotation
+        assert isinstance(inner, type), "only tables of settings refuse names"
+        assert issubclass(inner, BaseModel), "only tables of settings refuse names"
+        known = inner
     return f"; known are {', '.join(sorted(known.model_fields))}"
 
 
@@ -92,9 +156,13 @@ def load_settings(path: Path) -> EdgeSettings:
     except ValidationError as error:
         raise ConfigError(f"read settings {path}: {problems(error)}{_known(error)}") from error
     base = path.parent
+    carriers = settings.carriers
+    if carriers.folder is not None:
+        carriers = carriers.model_copy(update={"folder": base / carriers.folder})
     return settings.model_copy(
         update={
             "state": base / settings.state,
+            "carriers": carriers,
             "datasets": {name: base / file for name, file in settings.datasets.items()},
         }
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ class StatusFile:
         self._last: dict[str, Any] = {}
         self._written = float("-inf")
 
-    def write(self, status: dict[str, Any]) -> None:
+    def write(self, status: dict[str, Any], figures: Mapping[str, Any] | None = None) -> None:
         """Replace the file if there is news.
+
+        Args:
+            status: what counts as news when it changes.
+            figures: what changes all the time, and is written along.
 
         Raises:
             OSError: if the disk does not do its part.
@@ -32,7 +37,9 @@ class StatusFile:
         now = time.monotonic()
         if status == self._last and now < self._written + REPEAT_S:
             return
-        text = json.dumps(status | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}, default=str)
+        text = json.dumps(
+            status | {"figures": figures or {}, "updated": datetime.now(UTC).isoformat(timespec="seconds")}, default=str
+        )
         temporary = self._path.with_name(f".{self._path.name}.new")
         temporary.write_text(text)
         temporary.chmod(0o600)
@@ -69,11 +76,18 @@ def as_text(status: dict[str, Any]) -> str:
     lines.append(
         f"  outbox        {outbox.get('waiting', 0)} waiting, {outbox.get('kept', 0)} receipted and kept, "
         f"{outbox.get('dropped', 0)} dropped, {outbox.get('refused', 0)} refused"
+        + (", new ones in memory" if outbox.get("storage") == "memory" else "")
     )
     lines += [
         f"  model         {model['name']} {model['digest'][:12]} revision {model['revision']}"
         for model in status.get("models", [])
     ]
+    carriers = status.get("carriers")
+    if carriers and not status.get("connected"):
+        lines.append(f"  letters go    {carriers['transport']}: {carriers['reason']}")
+    if carriers and carriers["carried"]["fragments"]:
+        carried = carriers["carried"]
+        lines.append(f"  carries       {carried['fragments']} fragments of others, {carried['bytes']} bytes")
     if status.get("refusals"):
         lines.append("  refused       " + ", ".join(f"{count} {why}" for why, count in status["refusals"].items()))
     lines += [f"  problem       {problem}" for problem in status.get("problems", [])]

@@ -7,15 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edge_runtime.carriers.service import CarrierService
+from edge_runtime.clock import FlooredClock
+from edge_runtime.conduct import Conduct
 from edge_runtime.identity import Identity
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.line import Line
-from edge_runtime.ports import Clock, Readings
+from edge_runtime.ports import Readings
 from edge_runtime.trust.keyring import Keyring
-from schemas.registry import Heartbeat, OutboxState, ServedModel
+from schemas.registry import Heartbeat, Network, OutboxState, ServedModel
 
 MAX_MODELS = 16
 MAX_MARKS = 32
+MAX_RTT_MS = 600_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +27,17 @@ class Vitals:
     """Looks at the parts; changes nothing."""
 
     line: Line
+    conduct: Conduct
     outbox: Outbox
     keyring: Keyring
-    clock: Clock
+    clock: FlooredClock
     readings: Readings
     parts: Sequence[object]
     """Handlers; those with `served()` or `marks()` are asked."""
     identity: Callable[[], Identity]
     url: Callable[[], str]
     restarts: int
+    carriers: CarrierService | None = None
 
     def heartbeat(self) -> Heartbeat:
         """Read now."""
@@ -39,16 +45,46 @@ class Vitals:
         return reading.model_copy(
             update={
                 "session": self.line.session,
-                "network": reading.network.model_copy(update={"rtt_ms": self.line.rtt_ms}),
+                "network": self._network(reading.network),
                 "models": self.served(),
                 "tasks": self.marks(),
                 "outbox": OutboxState(
-                    letters=summary.waiting.letters, bytes=summary.waiting.bytes, dropped=summary.dropped
+                    letters=summary.waiting.letters,
+                    bytes=summary.waiting.bytes,
+                    dropped=summary.dropped,
+                    storage=summary.storage,
                 ),
                 "trust_age_s": self.keyring.age_s(self.clock.now()),
                 "restarts": self.restarts,
             }
         )
+
+    def _network(self, network: Network) -> Network:
+        link = self.line.link.measured()
+        rtt_ms = None if link.round_trip_s is None else min(MAX_RTT_MS, link.round_trip_s * 1_000)
+        quality = self.conduct.decisions().quality
+        return network.model_copy(update={"rtt_ms": rtt_ms, "loss_ratio": link.loss_ratio, "quality": quality})
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured; it changes all the time."""
+        link, postman = self.line.link.measured(), self.line.postman
+        return {
+            "round_trip_s": link.round_trip_s,
+            "loss_ratio": link.loss_ratio,
+            "up_bytes_per_s": link.up_bytes_per_s,
+            "backlog_bytes": link.backlog_bytes,
+            "hello_s": self.line.hello_s,
+            "receipt_s": postman.round_trip.mean_s,
+            "letters_sent": postman.sent,
+            "letters_sent_again": postman.sent_again,
+            "connections": self.line.link.connections,
+            "explanation": self._explanation(),
+        }
+
+    def _explanation(self) -> dict[str, Any]:
+        carriers = self.carriers.status() if self.carriers is not None else {}
+        sight = (carriers.get("neighbours") or {}).get("in_sight", [])
+        return self.conduct.explanation(neighbours=len(sight), folder=bool(carriers.get("folder")))
 
     def served(self) -> list[ServedModel]:
         """Models that answer here."""
@@ -65,8 +101,11 @@ class Vitals:
             problems: of the agent's periodic work, by its name.
         """
         line, identity, summary = self.line, self.identity(), self.outbox.summary()
+        decisions = self.conduct.decisions()
         trust = str(line.trust.error) if line.trust.error is not None else None
-        found = [*problems.values(), line.postman.problem, line.mailroom.problem, trust]
+        found = [*problems.values(), summary.problem, line.postman.problem, line.mailroom.problem, trust]
+        carriers = self.carriers
+        found += carriers.problems() if carriers is not None else []
         return {
             "pid": os.getpid(),
             "fleet": identity.fleet,
@@ -83,15 +122,19 @@ class Vitals:
                 "waiting_bytes": summary.waiting.bytes,
                 "kept": summary.kept.letters,
                 "dropped": summary.dropped,
+                "superseded": summary.superseded,
+                "storage": summary.storage,
                 "refused": summary.refused,
             },
             "trust": self.keyring.state().model_dump(),
             "models": [model.model_dump(exclude_none=True) for model in self.served()],
             "tasks": self.marks(),
+            "carriers": carriers.status() if carriers is not None else None,
             "refusals": dict(line.mailroom.refusals),
-            "overrun": line.link.incoming.dropped,
             "refusals_unreported": line.mailroom.unreported,
             "problems": [problem for problem in found if problem],
             "credentials_expire": identity.credentials.expires.isoformat() if identity.credentials else None,
             "restarts": self.restarts,
+            "conduct": {"quality": decisions.quality, "mode": decisions.mode, "bulk": decisions.bulk},
+            "clock": "known" if self.clock.known else "a guess",
         }

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from schemas.events import MAX_PIECE_BYTES
 
-MIN_WINDOW_BYTES = 65_536
+MIN_WINDOW_BYTES = 16 * 1_024
 MAX_WINDOW_BYTES = 1 << 20
 """The server cuts a connection that has 4 MB waiting."""
-WINDOW_S = 5.0
-"""A window is what the link carries in this time."""
+WINDOW_S = 3.0
+"""A window is what the link carries in this time: letters and keep-alive wait behind it, or behind one large piece."""
 MIN_STALL_S = 2.0
 MAX_STALL_S = 60.0
 MIN_PAUSE_S = 0.5
@@ -26,7 +26,7 @@ class Pace:
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
-        self._bytes = float(MAX_WINDOW_BYTES // 4)
+        self._bytes = float(MIN_WINDOW_BYTES)
         self._asked = 0
         self._stalls = 0
         self._pause = MIN_PAUSE_S
@@ -41,25 +41,27 @@ class Pace:
         """Without a piece for so long, the rest of a window is given up as lost; longer after each loss."""
         return float(min(MAX_STALL_S, MIN_STALL_S * 2**self._stalls))
 
-    def window(self, missing: Mapping[str, int], limit: int) -> list[str]:
+    def window(self, missing: Mapping[str, int], limit: int, granted_bytes: int = MAX_WINDOW_BYTES) -> list[str]:
         """The next pieces to ask for: in order, at least one.
 
         Args:
             missing: length by digest.
             limit: pieces at most.
+            granted_bytes: of them at most, whatever the link did so far.
         """
+        allowed = min(self._bytes, granted_bytes)
         chosen: list[str] = []
         self._asked = 0
         for digest, length in missing.items():
-            if chosen and (len(chosen) >= limit or self._asked + length > self._bytes):
+            if chosen and (len(chosen) >= limit or self._asked + length > allowed):
                 break
             chosen.append(digest)
             self._asked += min(length, MAX_PIECE_BYTES)
         return chosen
 
-    def completed(self, took_s: float) -> None:
-        """All of a window came."""
-        rate = self._asked / max(took_s, 1e-3)
+    def completed(self, took_s: float, round_trip_s: float = 0.0) -> None:
+        """All of a window came, the first of it after a round trip."""
+        rate = self._asked / max(took_s - round_trip_s, 1e-3)
         self._bytes = min(MAX_WINDOW_BYTES, max(MIN_WINDOW_BYTES, min(2 * self._bytes, rate * WINDOW_S)))
         self._stalls = 0
         self._pause = MIN_PAUSE_S

@@ -90,7 +90,7 @@ class TrustKeeper:
             self._wake.clear()
             pack, self._pack = self._pack, None
             if pack is not None:
-                await self._look(pack)
+                await self.look(pack)
 
     async def refresh(self, pack: bytes | None) -> None:
         """Verify a pack (None: what is held, against the floors of the identity) and take it over.
@@ -120,7 +120,8 @@ class TrustKeeper:
         treasury.inbox.keep_floors(treasury.keyring.keys.keys())
         log.info("trust.refreshed", changed=result.get("changed"), **(result.get("trust") or {}))
 
-    async def _look(self, pack: bytes) -> None:
+    async def look(self, pack: bytes) -> None:
+        """Take a pack over, or note in `error` why not."""
         digest = hashlib.sha256(pack).hexdigest()
         try:
             # The depot answers every hello; a pack that was looked at before needs no worker.

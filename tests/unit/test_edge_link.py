@@ -7,16 +7,13 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import paho.mqtt.client as mqtt
 import pytest
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.line import Line
-from edge_runtime.link import Callbacks, Dial, Endpoint, Incoming, _Attempt
+from edge_runtime.link import Endpoint
 from edge_runtime.lock import exclusive
 from edge_runtime.status import StatusFile, as_text, read_status
-
-DIAL = Dial(Endpoint("127.0.0.1", 1883, tls=False, ca_pem=None), "client", "password", (), None)
 
 
 def test_an_address_is_read() -> None:
@@ -39,39 +36,6 @@ def test_a_wrong_address_says_what_is_wrong(url, why) -> None:
         Endpoint.parse(url, None, None)
 
 
-def test_what_waits_for_the_event_loop_is_bounded_and_what_is_dropped_is_counted() -> None:
-    incoming = Incoming(messages=3, size=10)
-    assert [incoming.enter(size) for size in (4, 7, 4, 3, 0)] == [True, False, True, False, True]
-    assert not incoming.enter(0)
-    assert incoming.dropped == 3
-    incoming.leave(4)
-    assert incoming.enter(5)
-    assert incoming.dropped == 3
-
-
-async def test_a_stalled_agent_does_not_gather_messages_without_end() -> None:
-    taken: list[tuple[str, bytes]] = []
-    callbacks = Callbacks(
-        dial=lambda: DIAL,
-        up=lambda: None,
-        down=lambda: None,
-        message=lambda topic, payload: taken.append((topic, payload)),
-        drained=lambda: None,
-    )
-    incoming = Incoming(messages=2)
-    attempt = _Attempt(DIAL, asyncio.get_running_loop(), callbacks, incoming)
-    message = mqtt.MQTTMessage(topic=b"cw/1/home/cam-1/down/piece")
-    message.payload = b"piece"
-    for _ in range(5):  # the loop has no turn meanwhile
-        attempt._on_message(attempt._client, None, message)
-    await asyncio.sleep(0)
-    assert taken == [("cw/1/home/cam-1/down/piece", b"piece")] * 2
-    assert incoming.dropped == 3
-    attempt._on_message(attempt._client, None, message)
-    await asyncio.sleep(0)
-    assert len(taken) == 3
-
-
 async def test_a_hello_that_fails_ends_the_conversation_loudly() -> None:
     premises = SimpleNamespace(
         outbox=None,
@@ -81,6 +45,7 @@ async def test_a_hello_that_fails_ends_the_conversation_loudly() -> None:
         keyring=None,
         dispatcher=None,
         report=None,
+        granted=None,
     )
     line = Line(premises)  # type: ignore[arg-type]
 

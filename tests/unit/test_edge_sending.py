@@ -6,13 +6,17 @@ from hypothesis import strategies as st
 from edge_runtime.letters.sending import (
     MAX_WINDOW,
     MIN_WAIT_S,
+    WEIGHTS,
     Flight,
     RoundTrip,
     Run,
+    Turns,
     cut_short,
     plan,
     recalled,
     receipted,
+    sample_s,
+    under_way,
 )
 
 
@@ -108,3 +112,54 @@ def test_the_wait_is_bounded(samples: list[float]) -> None:
     for sample in samples:
         trip = trip.with_sample(sample)
     assert MIN_WAIT_S <= trip.wait_s <= 30.0
+
+
+def test_only_a_letter_that_was_sent_once_tells_the_round_trip() -> None:
+    flight = plan(Flight(), Run(1, 5), 10.0, 1.0).flight
+    assert sample_s(flight, 4, 12.0) is None
+    assert sample_s(flight, 5, 12.0) == 2.0
+    flight = receipted(flight, 5, 12.0)
+    assert flight.timed == 0
+    # Receipts that come every 250 ms say nothing of a way of 4 s.
+    flight = plan(flight, Run(6, 9), 12.0, 1.0).flight
+    assert sample_s(receipted(flight, 8, 12.2), 9, 16.0) == 4.0
+    again = plan(flight, Run(6, 9), 20.0, 1.0)
+    assert again.run == Run(6, 9)
+    assert sample_s(again.flight, 9, 21.0) is None
+
+
+def test_while_the_link_holds_what_was_sent_the_wait_has_not_begun() -> None:
+    flight = plan(Flight(), Run(1, 5), 0.0, 1.0).flight
+    assert plan(under_way(flight, 30.0), Run(1, 5), 30.5, 1.0).run is None
+    assert plan(under_way(flight, 30.0), Run(1, 5), 31.0, 1.0).run == Run(1, 5)
+    assert under_way(Flight(), 30.0) == Flight()
+
+
+def test_a_bad_link_narrows_the_window() -> None:
+    wide = plan(Flight(window=100), Run(1, 200), 0.0, 1.0)
+    assert wide.run == Run(1, 100)
+    assert plan(Flight(window=100), Run(1, 200), 0.0, 1.0, granted=8).run == Run(1, 8)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60_000), st.integers(1, 60_000)), min_size=60, max_size=120))
+def test_normal_and_bulk_share_what_control_leaves(sizes: list[tuple[int, int]]) -> None:
+    turns, had = Turns(), {"normal": 0, "bulk": 0}
+    for normal, bulk in sizes:
+        lane = turns.next(["normal", "bulk"])
+        size = normal if lane == "normal" else bulk
+        had[lane] += size
+        turns = turns.charged(lane, size, ["normal", "bulk"])
+    largest = 60_000
+    assert abs(had["normal"] / WEIGHTS["normal"] - had["bulk"]) <= 2 * largest
+
+
+def test_a_lane_that_was_idle_saves_nothing_up() -> None:
+    turns = Turns()
+    for _ in range(1_000):
+        turns = turns.charged("normal", 1_000, ["normal"])
+    order = []
+    for _ in range(10):
+        lane = turns.next(["normal", "bulk"])
+        order.append(lane)
+        turns = turns.charged(lane, 1_000, ["normal", "bulk"])
+    assert order.count("bulk") == 2

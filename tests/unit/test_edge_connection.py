@@ -1,0 +1,157 @@
+"""One connection over a real TCP socket whose other end reads when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from edge_runtime import mqtt, sockets
+from edge_runtime.connection import Connection, Ears, Urgency
+from edge_runtime.mqtt import Packet, PacketReader
+
+ROW = b"x" * 8_000
+
+
+class Pair:
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            self.near = socket.create_connection(server.getsockname())
+            self.far, _ = server.accept()
+        self.near.setblocking(False)
+        self.far.setblocking(False)
+        sockets.tune(self.near)
+        self.reader = PacketReader()
+        self.packets: list[Packet] = []
+        self.lost: list[str] = []
+        self.drained = self.settled = 0
+        self.connection = Connection(self.near, Ears(self.packets.append, self.lost.append, self._drain, self._settle))
+
+    def _drain(self) -> None:
+        self.drained += 1
+
+    def _settle(self) -> None:
+        self.settled += 1
+
+    def fill(self) -> int:
+        """Give what is bulky for as long as there is room."""
+        count = 0
+        while self.connection.room(Urgency.REST, len(ROW)):
+            assert self.connection.send(mqtt.publish("rest", ROW), Urgency.REST)
+            count += 1
+        return count
+
+    async def read(self, count: int) -> list[str]:
+        """Topics of the next packets at the far end."""
+        found: list[str] = []
+        async with asyncio.timeout(10):
+            while len(found) < count:
+                data = await asyncio.get_running_loop().sock_recv(self.far, 65_536)
+                packets = self.reader.feed(data)
+                found += ["ping" if p.type == 0xC0 else mqtt.read_publish(p)[0] for p in packets]
+        return found
+
+    def close(self) -> None:
+        self.connection.close()
+        self.far.close()
+
+
+@pytest.fixture
+async def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_urgent_overtakes_what_waits_here(pair) -> None:
+    # The far end does not read, so that the kernel's buffers fill and the rest stays here.
+    for _ in range(64):
+        pair.connection.send(mqtt.publish("rest", ROW), Urgency.REST)
+    pair.connection.send(mqtt.publish("control", b""), Urgency.CONTROL)
+    pair.connection.send(mqtt.PINGREQ, Urgency.SIGNAL)
+    topics = await pair.read(66)
+    assert topics.index("ping") < topics.index("control") < 60
+    assert topics.count("rest") == 64
+
+
+async def test_the_backlog_is_bounded_and_a_control_letter_finds_room_all_the_same(pair) -> None:
+    given = pair.fill()
+    assert given * len(ROW) <= pair.connection.throughput.backlog_bytes(0.0) + len(ROW)
+    assert not pair.connection.room(Urgency.REST, len(ROW))
+    assert pair.connection.room(Urgency.CONTROL)
+    assert pair.connection.room(Urgency.SIGNAL)
+    await pair.read(given)
+    await until(lambda: pair.drained)
+    assert pair.connection.room(Urgency.REST, len(ROW))
+
+
+async def test_a_packet_of_any_size_finds_room_where_nothing_waits(pair) -> None:
+    assert pair.connection.room(Urgency.REST, 10**6)
+    pair.connection.send(mqtt.publish("rest", ROW), Urgency.REST)
+    if pair.connection.backlog:
+        assert not pair.connection.room(Urgency.REST, 10**6)
+
+
+async def test_the_rate_is_learned_from_what_arrives(pair) -> None:
+    async with asyncio.timeout(20):
+        began, read = time.monotonic(), 0
+        while time.monotonic() < began + 2.5:
+            pair.fill()
+            await asyncio.sleep(0.02)
+            try:
+                read += len(pair.far.recv(2_000))  # 100 kB/s
+            except BlockingIOError:
+                continue
+    rate = pair.connection.throughput.bytes_per_s
+    assert rate is not None
+    assert rate < 4 * read / 2.5
+
+
+async def test_settling_holds_what_is_bulky_until_all_is_there(pair) -> None:
+    given = pair.fill()
+    pair.connection.settle(10.0)
+    await pair.read(given)
+    assert not pair.connection.room(Urgency.REST) or pair.settled
+    await until(lambda: pair.settled)
+    await until(lambda: pair.connection.room(Urgency.REST))
+
+
+async def test_what_comes_in_is_cut_into_packets_and_its_end_is_told_once(pair) -> None:
+    data = mqtt.publish("a", b"1") + mqtt.publish("b", b"2")
+    pair.far.send(data[:5])
+    await until(lambda: pair.connection.incoming)
+    pair.far.send(data[5:])
+    await until(lambda: len(pair.packets) == 2)
+    assert pair.connection.received == len(data)
+    pair.far.close()
+    await until(lambda: pair.lost)
+    assert pair.connection.closed
+    assert not pair.connection.send(mqtt.PINGREQ, Urgency.SIGNAL)
+    assert not pair.connection.room(Urgency.SIGNAL)
+    assert len(pair.lost) == 1
+
+
+async def test_a_server_that_speaks_something_else_is_left(pair) -> None:
+    pair.far.send(b"\x30\xff\xff\xff\xff\xff")
+    await until(lambda: pair.lost)
+    assert "does not speak MQTT" in pair.lost[0]
+
+
+async def test_the_kernel_tells_what_it_holds(pair) -> None:
+    facts = pair.connection.facts()
+    assert facts is not None
+    assert facts.since_ack_s < 10
+    pair.connection.send(mqtt.publish("t", b"x" * 1_000), Urgency.SIGNAL)
+    await until(lambda: pair.connection.facts().segments >= 1)
+    await pair.read(1)
+    await until(lambda: pair.connection.backlog == 0)
