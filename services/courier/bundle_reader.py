@@ -142,7 +142,7 @@ class BundleReader:
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self._settings.bundle_ack_wait_s,
-            max_ack_pending=self._settings.bundle_fragments + 2 * BATCH,
+            max_ack_pending=self._settings.bundle_fragments + self._settings.early_fragments + 2 * BATCH,
         )
         await self._bus.js.add_consumer(IN.name, config)
         puller = Puller(self._bus.nc, IN.name, DURABLE)

@@ -42,8 +42,12 @@ class CourierSettings(FileSettings):
     bundle_fragments: int = Field(2_048, ge=64, le=65_536)
     """Fragments of incomplete bundles that are held, of 24 KiB each; beyond, the oldest bundle of whoever has most of
     them is refused."""
+    early_fragments: int = Field(512, ge=64, le=65_536)
+    """Fragments of bundles that are held until letters before theirs have come; beyond, the oldest bundle is let go,
+    whose letters its device still holds."""
     bundles_per_origin: int = Field(8, ge=1)
-    """Incomplete bundles of one device that are held; beyond, its oldest is refused."""
+    """Incomplete bundles of one device that are held, and as many early ones; beyond, its oldest is refused, or let
+    go."""
     bundle_wait_s: float = Field(86_400.0, gt=0)
     """How long a bundle waits for the rest of its fragments, if its lifetime does not end before."""
     bundle_ack_wait_s: float = Field(10.0, ge=1)

@@ -15,6 +15,7 @@ from schemas.errors import ContractError, MessageError
 from schemas.ids import Address
 from services.courier import metrics
 from services.courier.carried import CarriedLetters, Judged
+from services.courier.early import Early
 from services.courier.fragments import Arrival, Fragments, Gathering
 from services.courier.opening import bundle_subject, check_parcel, letters_of
 from services.courier.origins import Origins
@@ -78,10 +79,12 @@ class Unpacker:
         self._turnstile = turnstile
         self._answer = answer
         self._fragments = Fragments(settings.bundle_fragments, settings.bundles_per_origin, settings.bundle_wait_s)
+        self._early = Early(settings.early_fragments, settings.bundles_per_origin)
 
     def doubt(self) -> None:
         """The connection was lost: what is held comes again, and IN may hold less than was acknowledged."""
         self._fragments.clear()
+        self._early.clear()
         self._origins.doubt()
 
     async def take(
@@ -107,8 +110,11 @@ class Unpacker:
         metrics.FRAGMENTS.set(len(self._fragments))
         if taken.whole is None:
             return Outcome("held", origin, settled=settled)
-        outcome = await self._open(taken.whole)
-        return replace(outcome, settled=(*settled, *taken.whole.tickets.values()))
+        outcome, done = await self._judge(taken.whole)
+        settled = (*settled, *done)
+        if outcome.judged.stored:
+            settled = (*settled, *await self._follow_up(origin))
+        return replace(outcome, settled=settled)
 
     async def expire(self) -> tuple[int, ...]:
         """Refuse what was not completed in time. Returns the tickets that need not come again."""
@@ -116,7 +122,28 @@ class Unpacker:
         for gathering in gone:
             await self._give_up(gathering, "incomplete", "the rest of it did not come in time")
         metrics.FRAGMENTS.set(len(self._fragments))
-        return tuple(ticket for gathering in gone for ticket in gathering.tickets.values())
+        return (
+            *(ticket for gathering in gone for ticket in gathering.tickets.values()),
+            *self._early.overdue(time.monotonic()),
+        )
+
+    async def _judge(self, gathering: Gathering) -> tuple[Outcome, tuple[int, ...]]:
+        outcome = await self._open(gathering)
+        if outcome.state == "early" and gathering.tickets:
+            return outcome, self._early.put(gathering)
+        return outcome, tuple(gathering.tickets.values())
+
+    async def _follow_up(self, origin: Address) -> tuple[int, ...]:
+        """Letters of a device were stored: perhaps it is the turn of those that came too early."""
+        settled: list[int] = []
+        stored = True
+        while stored:
+            stored = False
+            for gathering in self._early.of(origin):
+                outcome, done = await self._judge(gathering)
+                settled += done
+                stored = stored or outcome.judged.stored > 0
+        return tuple(settled)
 
     async def _open(self, gathering: Gathering) -> Outcome:
         origin, parcels = gathering.origin, list(gathering.parcels.values())

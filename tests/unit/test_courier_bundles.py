@@ -31,7 +31,8 @@ from schemas.errors import ContractError
 from schemas.ids import Address
 from services.courier.carried import CarriedLetter as Queued
 from services.courier.carried import CarriedLetters, Judged
-from services.courier.fragments import MAX_CARRIERS, Arrival, Fragments, Taken
+from services.courier.early import Early
+from services.courier.fragments import MAX_CARRIERS, Arrival, Fragments, Gathering, Taken
 from services.courier.opening import check_parcel, letters_of
 from services.courier.origins import MAX_STORED, Origins
 from services.kit.devices import DeviceRecord
@@ -329,3 +330,33 @@ def test_a_piece_knows_its_place() -> None:
         Piece("01" * 32, 0, 10),
         Piece("02" * 32, 10, 5),
     ]
+
+
+def whole_of(parcels: list[Parcel], *tickets: int) -> Gathering:
+    taken = Taken()
+    held = Fragments(100, 8, 60)
+    for parcel, ticket in zip(parcels, tickets, strict=True):
+        taken = take(held, parcel, ticket)
+    assert taken.whole is not None
+    return taken.whole
+
+
+def test_early_bundles_are_held_in_the_order_of_their_making_and_within_bounds() -> None:
+    early, made = Early(5, 2), [bundle(2, bundle_id=f"01J0000000000000000000000{n}") for n in range(4)]
+    assert early.put(whole_of(made[1], 3, 4)) == ()
+    assert early.put(whole_of(made[0], 1, 2)) == ()
+    assert [each.bundle for each in early.of(CAM)] == [made[0][0].head.id, made[1][0].head.id]
+    assert (early.of(CAM), len(early)) == ([], 0)
+    for n in (0, 1):
+        early.put(whole_of(made[n], 2 * n, 2 * n + 1))
+    assert early.put(whole_of(made[1], 2, 9)) == (3,), "another copy of it came, by other tickets"
+    assert early.put(whole_of(made[2], 6, 7)) == (0, 1), "its oldest gave way"
+    assert early.overdue(59.0) == ()
+    assert early.overdue(60.0) == (2, 9, 6, 7)
+
+
+def test_early_bundles_of_all_devices_have_a_bound() -> None:
+    early = Early(3, 8)
+    assert early.put(whole_of(bundle(2), 1, 2)) == ()
+    assert early.put(whole_of(bundle(2), 3, 4)) == (1, 2)
+    assert len(early) == 2
