@@ -26,7 +26,7 @@ from edge_runtime.line import Line, Premises
 from edge_runtime.link import Endpoint
 from edge_runtime.lock import exclusive
 from edge_runtime.logs import Log
-from edge_runtime.parcels import PieceFetcher, Way
+from edge_runtime.parcels import PieceFetcher, PieceRefusal, Way
 from edge_runtime.ports import Context, LetterHandler
 from edge_runtime.readings import DeviceReadings
 from edge_runtime.settings import EdgeSettings
@@ -163,7 +163,8 @@ class Agent:
                 identity=lambda: self._identity,
                 endpoint=self._endpoint,
                 on_answered=self._answered,
-                on_piece=self._piece,
+                on_piece=lambda raw: self._parcel(self._parcels.received(raw)),
+                on_slice=lambda raw: self._parcel(self._parcels.received_slice(raw)),
                 report=self._alarms.report,
                 on_bundle=self._bundle,
                 granted=lambda: self._conduct.grant(),  # noqa: PLW0108 - it looks at the line
@@ -284,8 +285,7 @@ class Agent:
         """For how long ids are kept: a clock that runs ahead must not make the inbox forget them."""
         return (self._clock.certainly_past() or self._clock.now()).timestamp()
 
-    def _piece(self, raw: bytes) -> None:
-        refusal = self._parcels.received(raw)
+    def _parcel(self, refusal: PieceRefusal | None) -> None:
         if refusal is not None:
             self._alarms.piece_refused(refusal)
 

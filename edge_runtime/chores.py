@@ -96,9 +96,15 @@ class Chores:
                 problems.pop(work.__name__, None)
             except (EdgeError, OSError) as error:
                 # A full disk, above all; the next turn tries again, and status shows it.
-                problems[work.__name__] = str(error)
-                log.error("periodic.failed", work=work.__name__, message=str(error))
+                self._failed(work.__name__, "periodic.failed", error)
             await _pause(interval_s, now)
+
+    def _failed(self, work: str, event: str, error: Exception) -> None:
+        problems, message = self._house.alarms.problems, str(error)
+        if problems.get(work) != message:
+            # Once: the log may be on the disk that is full.
+            log.error(event, work=work, message=message)
+        problems[work] = message
 
     async def _beat(self) -> None:
         house = self._house
@@ -108,8 +114,7 @@ class Chores:
                 self._send_heartbeat(house.vitals.heartbeat())
                 house.alarms.problems.pop("heartbeat", None)
             except (EdgeError, MessageError) as error:
-                house.alarms.problems["heartbeat"] = str(error)
-                log.error("heartbeat.failed", message=str(error))
+                self._failed("heartbeat", "heartbeat.failed", error)
 
     def _send_heartbeat(self, heartbeat: Heartbeat) -> None:
         line = self._house.line

@@ -1,6 +1,6 @@
 """`causeway-edge`: enrol a device, run its agent, ask how it is.
 
-Exit codes: 1 failed or not running, 2 usage, 4 refused, 5 unreachable.
+Exit codes: 1 failed or not running, 2 usage, 3 not found, 4 refused, 5 unreachable.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,8 @@ from edge_runtime.folder import EdgeFolder
 from edge_runtime.settings import EdgeSettings, load_settings
 from edge_runtime.version import VERSION
 
-USAGE, REFUSED, UNREACHABLE, FAILED = 2, 4, 5, 1
+USAGE, NOT_FOUND, REFUSED, UNREACHABLE, FAILED = 2, 3, 4, 5, 1
+_OF_REASON = {"no_folder": USAGE, "nothing_there": NOT_FOUND}
 STATUS_POLL_S = 0.2
 DEFAULT_CONFIG = Path("edge.toml")
 _EXAMPLES = """examples:
@@ -46,11 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logs.configure(settings.log_level)
         verbs = {"enrol": _enrol, "run": _run, "status": _status, "explain": _explain, "bundle": _bundle}
         code = verbs[options.verb](settings, options)
+        sys.stdout.flush()
     except EdgeError as error:
         print(f"causeway-edge: {error}", file=sys.stderr)
         code = exit_code(error)
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as `head`; and Python is not to say so once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
     raise SystemExit(code)
 
 
@@ -60,7 +67,7 @@ def exit_code(error: EdgeError) -> int:
         if error.reason == "unreachable":
             return UNREACHABLE
         return USAGE if error.reason == "token_unreadable" else REFUSED
-    return USAGE if isinstance(error, ConfigError) else FAILED
+    return USAGE if isinstance(error, ConfigError) else _OF_REASON.get(error.reason, FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:

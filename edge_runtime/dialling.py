@@ -14,7 +14,7 @@ from edge_runtime import sockets
 from edge_runtime.errors import ConfigError
 from schemas.events import utc
 
-PHASE_TIMEOUT_S = 30.0
+PHASE_TIMEOUT_S = 45.0
 """For each of TCP, TLS, CONNECT and SUBSCRIBE: one round trip each, of 4 s at worst, with room for lost packets."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _NO_CHECK_TIME = 0x200000

@@ -214,7 +214,8 @@ class Enrolment:
     def _silence(self, line: Line, timeout_s: float) -> str:
         what = f"enrol {self._identity.address}: no welcome within {timeout_s:g} s: "
         if line.link.problem is not None:
-            return what + line.link.problem
+            step = "see that the platform is up and reachable, then run the same command again"
+            return f"{what}{line.link.problem}; {step}"
         if line.trust.error is not None:
             return what + f"the trust metadata was refused: {line.trust.error}"
         if not line.answered:

@@ -31,9 +31,9 @@ def explanation(settings: EdgeSettings) -> dict[str, Any]:
     folder = EdgeFolder(settings.state)
     try:
         status = read_status(folder.status)
-    except ConfigError:
+    except ConfigError as error:
         # None was ever written: that is no obstacle to explaining.
-        if folder.status.exists():
+        if not isinstance(error.__cause__, FileNotFoundError):
             raise
         status = {}
     if status.get("running") and "explanation" in status.get("figures", {}):
@@ -53,7 +53,9 @@ def as_text(found: dict[str, Any]) -> str:
     if found["source"] == "agent":
         lines = [f"as the running agent decided at {found['as_of']}:"]
     else:
-        lines = ["no agent runs here; this is what it would decide offline, from the sensors and the settings:"]
+        lines = [
+            "no agent runs here; this is what it would decide after minutes offline, by the sensors and the settings:"
+        ]
     for name, decision in found["decisions"].items():
         unit = f" {_UNITS[name]}" if name in _UNITS else ""
         lines.append(f"  {name:13} {decision['value']}{unit}: {decision['why']}")

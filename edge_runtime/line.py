@@ -71,6 +71,7 @@ class Premises:
     """hello was answered: state may be sent."""
     on_piece: Callable[[bytes], None]
     report: Callable[[EventReport], None]
+    on_slice: Callable[[bytes], None] = lambda _: None
     granted: Callable[[], Grant] = Grant
     """What the state of link and device allows the postman."""
     on_bundle: Callable[[bytes], None] = lambda _: None
@@ -284,6 +285,8 @@ class Line:
                 self.trust.offer(payload)
             elif parsed.kind == "piece":
                 self._premises.on_piece(payload)
+            elif parsed.kind == "slice":
+                self._premises.on_slice(payload)
             elif parsed.kind == "bundle":
                 self._premises.on_bundle(payload)
             elif parsed.kind in DOWN_LETTERS:

@@ -11,6 +11,8 @@ MIN_BACKLOG_BYTES = 8 * 1024
 START_BACKLOG_BYTES = 16 * 1024
 """While no rate is known: 2.6 s of a link of 50 kbit/s."""
 MAX_BACKLOG_BYTES = 512 * 1024
+MIN_BYTES_PER_S = 1_000.0
+"""A link that stalls is not believed to be slower, so that its recovery is noticed."""
 SAMPLE_S = 1.0
 """Least time over which a rate is taken from a link that is busy all the while."""
 _MEMORY_S = 3.0
@@ -40,15 +42,13 @@ class Throughput:
             limited: more was there to be sent than was let through. Otherwise the link may be faster than what was
                 asked of it, so that a lower figure says nothing.
         """
-        sample = delivered / max(took_s, 1e-3)
+        sample = max(MIN_BYTES_PER_S, delivered / max(took_s, 1e-3))
         if self.bytes_per_s is None:
             return Throughput(sample) if limited else self
-        if not limited:
-            return replace(self, bytes_per_s=max(self.bytes_per_s, min(sample, 2 * self.bytes_per_s)))
-        weight = 1 - math.exp(-took_s / _MEMORY_S)
         if sample > self.bytes_per_s:
             # The estimate itself may be what holds a faster link back; but a burst is no link.
             return Throughput(min(sample, 2 * self.bytes_per_s))
+        weight = 1 - math.exp(-took_s / _MEMORY_S) if limited else 0.0
         return Throughput(self.bytes_per_s + weight * (sample - self.bytes_per_s))
 
     def backlog_bytes(self, round_trip_s: float) -> int:

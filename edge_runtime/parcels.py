@@ -7,26 +7,24 @@ is no journal to be wrong. A piece is believed for its digest alone, whoever sen
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
 import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_runtime.errors import FetchError
 from edge_runtime.ports import Sender, Shelf
+from edge_runtime.slices import Assembly
+from edge_runtime.staging import Places, explained, holds, scan, write_at
 from edge_runtime.windows import MAX_WINDOW_BYTES, Pace
 from schemas.aggregator import Artifact
-from schemas.depot import MAX_WANT, Want, read_piece, read_recipe
+from schemas.depot import MAX_WANT, Slice, Want, read_piece, read_recipe, read_slice
 from schemas.errors import MessageError
 
 PATIENCE_S = 3_600.0
-_BLOCK = 1 << 20
 _SPARE_BYTES = 16 << 20
 """Never filled up: the outbox lives on the same disk."""
 SLOWEST_BYTES_PER_S = 1_000
@@ -55,6 +53,10 @@ class _Exchange:
     size: int
     missing: set[str]
     take: Callable[[str, bytes], None]
+    parts: Assembly | None = None
+    """Where slices of the one piece are asked for."""
+    moved: bool = False
+    """A slice has come."""
     progress: asyncio.Event = field(default_factory=asyncio.Event)
     error: FetchError | None = None
 
@@ -133,12 +135,30 @@ class PieceFetcher:
         if exchange is None or digest not in exchange.missing:
             self.unsolicited += 1
             return None
+        self._put(exchange, digest, data)
+        return None
+
+    def received_slice(self, raw: bytes) -> PieceRefusal | None:
+        """Take what `down/slice` brought. Returns as `received`; a slice that is not due is counted and ignored."""
         try:
-            exchange.take(digest, data)
-        except FetchError as error:
-            exchange.error = error
-        exchange.missing.discard(digest)
+            part = read_slice(raw)
+        except MessageError as error:
+            self.refused += 1
+            return PieceRefusal(error.reason, str(error), {"piece": raw[:32].hex(), "bytes": len(raw)})
+        exchange = self._exchange
+        if exchange is None or exchange.parts is None or not exchange.missing or not exchange.parts.add(part):
+            self.unsolicited += 1
+            return None
+        exchange.moved = True
         exchange.progress.set()
+        data = exchange.parts.whole()
+        if data is None:
+            return None
+        if not exchange.parts.true():
+            self.refused += 1
+            message = f"the slices of piece {part.digest} make {len(data)} bytes of another digest"
+            return PieceRefusal("wrong_digest", message, {"piece": part.digest, "bytes": len(data)})
+        self._put(exchange, part.digest, data)
         return None
 
     def connected(self) -> None:
@@ -156,10 +176,10 @@ class PieceFetcher:
             FetchError: `timeout`, `wrong_digest` or `disk_full`. What has arrived stays for the next attempt, unless
                 the whole digest is wrong.
         """
-        if await asyncio.to_thread(_holds, destination, artifact):
+        if await asyncio.to_thread(holds, destination, artifact):
             return
         places = await self._recipe(artifact)
-        with _explained(artifact, destination):
+        with explained(artifact, destination):
             destination.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(destination, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -169,22 +189,22 @@ class PieceFetcher:
         if self._shelf is not None:
             await asyncio.to_thread(self._shelf.clear, [artifact.recipe, *places])
 
-    async def _fill(self, artifact: Artifact, places: _Places, descriptor: int, destination: Path) -> None:
-        with _explained(artifact, destination):
+    async def _fill(self, artifact: Artifact, places: Places, descriptor: int, destination: Path) -> None:
+        with explained(artifact, destination):
             os.ftruncate(descriptor, artifact.length)
         for _ in range(_RESCANS):
-            missing = await asyncio.to_thread(_scan, descriptor, places)
+            missing = await asyncio.to_thread(scan, descriptor, places)
             self._check_room(artifact, destination, sum(places[d][1] * len(places[d][0]) for d in missing))
 
             def take(digest: str, data: bytes) -> None:
-                with _explained(artifact, destination):
+                with explained(artifact, destination):
                     for offset in places[digest][0]:
-                        _write_at(descriptor, data, offset)
+                        write_at(descriptor, data, offset)
 
             await self._collect(artifact.recipe, {digest: places[digest][1] for digest in missing}, take)
-            with _explained(artifact, destination):
+            with explained(artifact, destination):
                 await asyncio.to_thread(os.fsync, descriptor)
-            if await asyncio.to_thread(_holds, destination, artifact):
+            if await asyncio.to_thread(holds, destination, artifact):
                 return
         await asyncio.to_thread(destination.unlink, missing_ok=True)
         raise FetchError(
@@ -193,14 +213,14 @@ class PieceFetcher:
             reason="wrong_digest",
         )
 
-    async def _recipe(self, artifact: Artifact) -> _Places:
+    async def _recipe(self, artifact: Artifact) -> Places:
         found: list[bytes] = []
         await self._collect(None, {artifact.recipe: 36 * artifact.pieces}, lambda _, data: found.append(data))
         try:
             entries = read_recipe(found[0])
         except MessageError as error:
             raise FetchError(f"fetch artifact {artifact.sha256}: {error}", reason="wrong_digest") from error
-        places: _Places = {}
+        places: Places = {}
         offset = 0
         for entry in entries:
             places.setdefault(entry.sha256, ([], entry.length))[0].append(offset)
@@ -217,6 +237,7 @@ class PieceFetcher:
         missing = dict(wanted)
         deadline = self._monotonic() + self._patience_s
         exchange: _Exchange | None = None
+        parts: Assembly | None = None
         try:
             while missing:
                 arrived = await self._take_from_shelf(missing, take)
@@ -224,8 +245,8 @@ class PieceFetcher:
                     arrived, exchange = [digest for digest in exchange.arrived() if digest in missing], None
                 if not arrived:
                     async with self._turn:
-                        window = self._pace.window(missing, MAX_WANT, self._way.granted_bytes())
-                        exchange = await self._ask(recipe, {digest: missing[digest] for digest in window}, take)
+                        exchange, parts = self._next(missing, parts, take)
+                        await self._ask(recipe, exchange)
                         arrived = exchange.arrived()
                 for digest in arrived:
                     del missing[digest]
@@ -238,7 +259,7 @@ class PieceFetcher:
                         "the device may be offline, or the depot does not have them",
                         reason="timeout",
                     )
-                else:
+                elif exchange is None or not exchange.moved:
                     await self._rest(deadline)
         finally:
             # What comes later must not be written to a file that is closed by then.
@@ -254,26 +275,51 @@ class PieceFetcher:
             take(digest, data)
         return list(found)
 
-    async def _ask(self, recipe: str | None, window: dict[str, int], take: Callable[[str, bytes], None]) -> _Exchange:
+    def _next(
+        self, missing: Mapping[str, int], parts: Assembly | None, take: Callable[[str, bytes], None]
+    ) -> tuple[_Exchange, Assembly | None]:
+        """What to ask for: some pieces, or a slice of one that is large for this link, begun with `parts` perhaps."""
+        granted = self._way.granted_bytes()
+        asked = tuple(self._pace.window(missing, MAX_WANT, granted))
+        first, length = asked[0], missing[asked[0]]
+        if parts is not None and parts.digest != first:
+            parts = None
+        size = self._pace.slice(length, parts.offset if parts else 0, granted)
+        if size is None or len(asked) > 1:
+            return _Exchange(asked, sum(missing[digest] for digest in asked), set(asked), take), None
+        parts = parts or Assembly(first, length)
+        return _Exchange((first,), size, {first}, take, parts), parts
+
+    async def _ask(self, recipe: str | None, exchange: _Exchange) -> None:
         """Send one want and wait while its pieces come."""
-        asked = tuple(window)
-        exchange = self._exchange = _Exchange(asked, sum(window.values()), set(asked), take)
-        want = Want(recipe=asked[0]) if recipe is None else Want(pieces=list(asked), recipe=recipe)
+        self._exchange, asked, parts = exchange, exchange.asked, exchange.parts
+        part = Slice(offset=parts.offset, length=exchange.size) if parts is not None else None
+        if recipe is None:
+            want = Want(recipe=asked[0], slice=part)
+        else:
+            want = Want(pieces=list(asked), recipe=recipe, slice=part)
         started = self._monotonic()
         try:
             self._connected.clear()
             if not self._sender.send_parcel("want", want.write()):
-                return exchange
-            while exchange.missing:
+                return
+            while exchange.missing and not exchange.moved:
                 exchange.progress.clear()
                 await self._progress(exchange)
                 if exchange.error is not None:
                     raise exchange.error
         except TimeoutError:
-            self._pace.stalled(some_came=len(exchange.missing) < len(window))
+            self._pace.stalled(some_came=len(exchange.missing) < len(asked))
         else:
             self._pace.completed(self._monotonic() - started, self._way.round_trip_s())
-        return exchange
+
+    def _put(self, exchange: _Exchange, digest: str, data: bytes) -> None:
+        try:
+            exchange.take(digest, data)
+        except FetchError as error:
+            exchange.error = error
+        exchange.missing.discard(digest)
+        exchange.progress.set()
 
     async def _progress(self, exchange: _Exchange) -> None:
         """Wait for a piece; TimeoutError once neither one nor a byte of one has come for a while.
@@ -289,8 +335,8 @@ class PieceFetcher:
                     await exchange.progress.wait()
                 return
             except TimeoutError:
-                heard = self._way.receiving()
-                if heard is None or heard <= since or self._monotonic() > end:
+                heard, now = self._way.receiving(), self._monotonic()
+                if heard is None or now - heard >= stall_s or now > end:
                     raise
                 since = heard
 
@@ -303,7 +349,7 @@ class PieceFetcher:
             return
 
     def _check_room(self, artifact: Artifact, destination: Path, needed: int) -> None:
-        with _explained(artifact, destination):
+        with explained(artifact, destination):
             free = shutil.disk_usage(destination.parent).free
         if needed and needed + _SPARE_BYTES > free:
             raise FetchError(
@@ -311,48 +357,3 @@ class PieceFetcher:
                 f"{destination.parent}; make room",
                 reason="disk_full",
             )
-
-
-_Places = dict[str, tuple[list[int], int]]
-"""Offsets and length of each piece, by digest."""
-
-
-def _scan(descriptor: int, places: _Places) -> list[str]:
-    """Pieces of which some copy in the file is wrong, in the order of the recipe."""
-    return [
-        digest
-        for digest, (offsets, length) in places.items()
-        if any(hashlib.sha256(os.pread(descriptor, length, offset)).hexdigest() != digest for offset in offsets)
-    ]
-
-
-def _holds(path: Path, artifact: Artifact) -> bool:
-    try:
-        if path.stat().st_size != artifact.length:
-            return False
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except FileNotFoundError:
-        return False
-    return digest.hexdigest() == artifact.sha256
-
-
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
-@contextmanager
-def _explained(artifact: Artifact, destination: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise FetchError(
-            f"fetch artifact {artifact.sha256} into {destination}: {error.strerror}" + ("; make room" if full else ""),
-            reason="disk_full" if full else "fetch",
-        ) from error

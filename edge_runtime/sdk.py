@@ -214,9 +214,9 @@ def _message(kind: str, data: Message | Mapping[str, Any]) -> Message:
     if isinstance(data, Message):
         return data
     try:
-        return model.model_validate(dict(data))
+        return model.model_validate(dict(data) if isinstance(data, Mapping) else data)
     except ValidationError as error:
-        raise OutboxError(f"send a letter {kind}: {problems(error)}", reason="malformed") from error
+        raise OutboxError(f"send a letter {kind}: {problems(error, 'data')}", reason="malformed") from error
 
 
 __all__ = ["ConfigError", "EdgeDevice", "EnrolError", "OutboxError"]

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_runtime.errors import ConfigError
-from schemas.ids import EntryPoint, Identifier
+from schemas.ids import PEER, EntryPoint, Identifier
 from schemas.ota import Stage
 from schemas.wording import problems
 
@@ -71,9 +71,7 @@ class NeighbourSettings(BaseModel):
     """Where this device listens; 0 takes a free one, which it announces."""
     interface: str | None = Field(None, min_length=1, max_length=32)
     """Network interface whose neighbours are met, as `wlan0`; absent: all but the loopback."""
-    peers: Annotated[
-        list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5}$")]], Field(max_length=32)
-    ] = []
+    peers: Annotated[list[Annotated[str, Field(pattern=PEER)]], Field(max_length=32)] = []
     """`host:port` of neighbours in a network without multicast; others are found by mDNS."""
     meet_s: float = Field(30.0, ge=0.5, le=86_400)
     """Mean time between two meetings with the same peer while there is no news."""
@@ -128,16 +126,18 @@ class EdgeSettings(BaseModel):
 
 def _known(error: ValidationError) -> str:
     """The names that there are, for whoever misspelt one."""
-    wrong = next((problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"), None)
-    if wrong is None:
-        return ""
-    known: type[BaseModel] = EdgeSettings
-    for name in wrong[:-1]:
-        inner = known.model_fields[str(name)].annotation
-        assert isinstance(inner, type), "only tables of settings refuse names"
-        assert issubclass(inner, BaseModel), "only tables of settings refuse names"
-        known = inner
-    return f"; known are {', '.join(sorted(known.model_fields))}"
+    places = {problem["loc"][:-1] for problem in error.errors() if problem["type"] == "extra_forbidden"}
+    told = ""
+    for place in sorted(places, key=str):
+        known: type[BaseModel] = EdgeSettings
+        for name in place:
+            inner = known.model_fields[str(name)].annotation
+            assert isinstance(inner, type), "only tables of settings refuse names"
+            assert issubclass(inner, BaseModel), "only tables of settings refuse names"
+            known = inner
+        where = f" in [{'.'.join(map(str, place))}]" if place and len(places) > 1 else ""
+        told += f"; known{where} are {', '.join(sorted(known.model_fields))}"
+    return told
 
 
 def load_settings(path: Path) -> EdgeSettings:

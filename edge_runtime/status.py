@@ -59,8 +59,10 @@ def read_status(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"read status {path}: no agent has run on this state folder; start one with `causeway-edge run`"
         ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"read status {path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"read status {path}: {error.strerror}; run as the user that owns it") from error
+    except ValueError as error:
+        raise ConfigError(f"read status {path}: {error}; a running agent writes it anew in {REPEAT_S:g} s") from error
     status["running"] = _alive(status.get("pid"))
     return status
 
@@ -76,6 +78,7 @@ def as_text(status: dict[str, Any]) -> str:
     lines.append(
         f"  outbox        {outbox.get('waiting', 0)} waiting, {outbox.get('kept', 0)} receipted and kept, "
         f"{outbox.get('dropped', 0)} dropped, {outbox.get('refused', 0)} refused"
+        + (f", {outbox['superseded']} replaced by newer ones" if outbox.get("superseded") else "")
         + (", new ones in memory" if outbox.get("storage") == "memory" else "")
     )
     lines += [
@@ -84,7 +87,7 @@ def as_text(status: dict[str, Any]) -> str:
     ]
     carriers = status.get("carriers")
     if carriers and not status.get("connected"):
-        lines.append(f"  letters go    {carriers['transport']}: {carriers['reason']}")
+        lines.append(f"  letters go    {carriers['transport']}: {_why(status, carriers)}")
     if carriers and carriers["carried"]["fragments"]:
         carried = carriers["carried"]
         lines.append(f"  carries       {carried['fragments']} fragments of others, {carried['bytes']} bytes")
@@ -94,6 +97,12 @@ def as_text(status: dict[str, Any]) -> str:
     lines.append(f"  credentials   until {status.get('credentials_expire')}")
     lines.append(f"  as of         {status.get('updated')}")
     return "\n".join(lines)
+
+
+def _why(status: Mapping[str, Any], carriers: Mapping[str, Any]) -> str:
+    """The newest reason for the way that letters go; the one of `carriers` is as old as the way."""
+    ways = status.get("figures", {}).get("explanation", {}).get("ways", {}).values()
+    return next((way["reason"] for way in ways if way["transport"] == carriers["transport"]), str(carriers["reason"]))
 
 
 def _alive(pid: object) -> bool:

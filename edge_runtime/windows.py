@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 
 from schemas.events import MAX_PIECE_BYTES
 
-MIN_WINDOW_BYTES = 16 * 1_024
+MIN_WINDOW_BYTES = 4 * 1_024
+START_WINDOW_BYTES = 16 * 1_024
+"""2.6 s of a link of 50 kbit/s, while its rate is not known."""
 MAX_WINDOW_BYTES = 1 << 20
 """The server cuts a connection that has 4 MB waiting."""
 WINDOW_S = 3.0
-"""A window is what the link carries in this time: letters and keep-alive wait behind it, or behind one large piece."""
+"""A window is what the link carries in this time: letters and keep-alive wait behind it."""
 MIN_STALL_S = 2.0
 MAX_STALL_S = 60.0
 MIN_PAUSE_S = 0.5
@@ -26,7 +28,7 @@ class Pace:
 
     def __init__(self, chance: Callable[[], float]) -> None:
         self._chance = chance
-        self._bytes = float(MIN_WINDOW_BYTES)
+        self._bytes = float(START_WINDOW_BYTES)
         self._asked = 0
         self._stalls = 0
         self._pause = MIN_PAUSE_S
@@ -58,6 +60,14 @@ class Pace:
             chosen.append(digest)
             self._asked += min(length, MAX_PIECE_BYTES)
         return chosen
+
+    def slice(self, length: int, offset: int, granted_bytes: int = MAX_WINDOW_BYTES) -> int | None:
+        """How much to ask for of a piece of `length` bytes, of which `offset` are here; None: for all of it at once."""
+        allowed = int(min(self._bytes, granted_bytes))
+        if not offset and length <= allowed:
+            return None
+        self._asked = min(allowed, length - offset)
+        return self._asked
 
     def completed(self, took_s: float, round_trip_s: float = 0.0) -> None:
         """All of a window came, the first of it after a round trip."""

@@ -105,6 +105,9 @@ def _parcel(kind: str, schemas: dict[str, Any]) -> dict[str, Any]:
     if kind == "piece":
         summary = f"32 bytes of sha256, then at most {MAX_PIECE_BYTES} bytes."
         return {"summary": summary, "contentType": "application/octet-stream", "payload": _BYTES}
+    if kind == "slice":
+        summary = "32 bytes of the piece's sha256, offset and length of the piece as uint32 LE, then the part's bytes."
+        return {"summary": summary, "contentType": "application/octet-stream", "payload": _BYTES}
     summary = "zstd of JSON: TrustPack."
     _reference("TrustPack", schemas)
     return {"summary": summary, "contentType": "application/zstd", "payload": _BYTES}

@@ -69,6 +69,8 @@ class Loss(Message):
     reason: LossReason
     letters: Count
     """How many were really letters; a number that was renumbered lost none."""
+    maybe_arrived: bool = False
+    """They may have been sent before they were given up, so some may be in IN all the same."""
     names: Annotated[list[LostLetter], Field(max_length=256)] = []
     """As many as the device could remember."""
 

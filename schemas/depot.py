@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -17,6 +18,7 @@ MAX_TRUST_EXPANDED_BYTES = 1_048_576
 TRUST_FILE = r"^([0-9]+\.)?[A-Za-z0-9_-]+\.json$"
 
 RECIPE_ENTRY_BYTES = 36
+SLICE_HEAD_BYTES = 40
 
 
 class TrustState(Message):
@@ -29,17 +31,26 @@ class TrustState(Message):
     roles: Annotated[dict[Identifier, Count], Field(max_length=128)] = {}
 
 
+class Slice(Message):
+    """A part of a piece."""
+
+    offset: Annotated[int, Field(ge=0, le=MAX_PIECE_BYTES)]
+    length: Annotated[int, Field(ge=1, le=MAX_PIECE_BYTES)]
+
+
 class Want(Message):
     """What a device asks the depot for; exactly one of the three.
 
     Attributes:
         pieces: digests of pieces of the artifact whose recipe is `recipe`.
         recipe: alone, asks for the recipe itself.
+        slice: of one piece, or of the recipe, only this part; for links on which the whole would take long.
         trust: asks for the trust pack that is newer than this.
     """
 
     pieces: Annotated[list[Digest], Field(max_length=MAX_WANT)] = []
     recipe: Digest | None = None
+    slice: Slice | None = None
     trust: TrustState | None = None
 
 
@@ -91,6 +102,41 @@ def read_piece(raw: bytes) -> tuple[str, bytes]:
             reason="wrong_digest",
         )
     return claimed.hex(), data
+
+
+@dataclass(frozen=True, slots=True)
+class PieceSlice:
+    """Part of a piece on its way: 32 bytes of the whole's sha256, offset and length of the whole as uint32 LE, bytes.
+
+    It proves nothing by itself; only the whole does.
+    """
+
+    digest: str
+    offset: int
+    total: int
+    data: bytes
+
+
+def write_slice(piece: bytes, part: Slice) -> bytes:
+    """The part of a piece that a device asked for; empty behind its end."""
+    data = piece[part.offset : part.offset + part.length]
+    head = hashlib.sha256(piece).digest()
+    return head + part.offset.to_bytes(4, "little") + len(piece).to_bytes(4, "little") + data
+
+
+def read_slice(raw: bytes) -> PieceSlice:
+    """Take a slice apart.
+
+    Raises:
+        MessageError: `oversized` if it is none, or longer than a piece may be.
+    """
+    if not SLICE_HEAD_BYTES <= len(raw) <= SLICE_HEAD_BYTES + MAX_PIECE_BYTES:
+        raise MessageError(f"slice of {len(raw)} bytes is out of bounds", reason="oversized")
+    offset, total = int.from_bytes(raw[32:36], "little"), int.from_bytes(raw[36:40], "little")
+    data = raw[SLICE_HEAD_BYTES:]
+    if total > MAX_PIECE_BYTES or offset + len(data) > total:
+        raise MessageError(f"slice at {offset} of a piece of {total} bytes is out of bounds", reason="oversized")
+    return PieceSlice(raw[:32].hex(), offset, total, data)
 
 
 class RecipeEntry(Message):

@@ -20,6 +20,7 @@ VERSION = r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}$"
 ENTRY_POINT = r"^[a-z][a-z0-9_-]{0,47}@[0-9]{1,4}$"
 WORD = r"^[a-z][a-z0-9_.]{0,62}$"
 HOST = r"^[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}$"
+PEER = r"^[A-Za-z0-9._:\[\]-]{1,255}:[0-9]{1,5}$"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]

@@ -27,7 +27,7 @@ DOWN_LETTERS = frozenset({"welcome", "assign", "config", "task", "round", "cance
 STATES = frozenset({"heartbeat", "hello", "gone", "progress", "got"})
 UP_PARCELS = frozenset({"want", "piece"})
 DOWN_STATES = frozenset({"receipt"})
-DOWN_PARCELS = frozenset({"piece", "trust", "bundle"})
+DOWN_PARCELS = frozenset({"piece", "slice", "trust", "bundle"})
 BROADCASTS = frozenset({"trust"})
 
 KINDS: dict[Channel, frozenset[str]] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from schemas.ids import DIGEST, ENTRY_POINT, HOST, IDENTIFIER, IDENTIFIER_RULE, ULID, VERSION, WORD
+from schemas.ids import DIGEST, ENTRY_POINT, HOST, IDENTIFIER, IDENTIFIER_RULE, PEER, ULID, VERSION, WORD
 
 MAX_PROBLEMS = 3
 _RULES = {
@@ -17,6 +17,7 @@ _RULES = {
     ULID: "is not an id of 26 characters, as `list` prints them",
     WORD: "is not a word: use up to 63 small letters, digits, '_' or '.', beginning with a letter, as door.open",
     HOST: "is not a host: use its DNS name or its address, without a port",
+    PEER: "is not of the form host:port, as 192.0.2.7:7777",
     DIGEST: "is not a sha256 of 64 hex digits",
 }
 

@@ -101,7 +101,12 @@ class BundleFolder:
             if folder.is_symlink():
                 # Whoever prepared the stick must not choose where the operator writes.
                 raise RefusedError(f"write {path}: {folder} is a link; delete it, or take another stick")
-        write_durable(path, data, _MODE)
+        try:
+            write_durable(path, data, _MODE)
+        except OSError as error:
+            # A full disk does not name the file.
+            error.filename = error.filename or str(path)
+            raise
 
     def _down(self, address: Address) -> Path:
         return self.base / "down" / f"{address.fleet}.{address.device}"

@@ -30,7 +30,7 @@ from causeway.cli.common import (
 from causeway.sdk import Orchestrator
 from schemas.ids import Address
 from services.kit.artifacts import open_store
-from services.kit.errors import SettingsError
+from services.kit.errors import NotFoundError, SettingsError
 from services.kit.folder import StateFolder
 from services.kit.settings import load_settings
 
@@ -48,6 +48,8 @@ def import_bundles(folder: Folder, state: State = DEFAULT_STATE, as_json: Json =
     with explained():
         if not folder.is_dir():
             raise SettingsError(f"import bundles from {folder}: there is no such folder; is the stick mounted?")
+        if not BundleFolder(folder).base.exists():
+            raise NotFoundError(f"import bundles from {folder}: nothing of Causeway is there; was it ever exported to?")
     with _bar("importing", MofNCompleteColumn(), quiet=as_json) as progress:
 
         async def work(platform: Orchestrator) -> ImportReport:

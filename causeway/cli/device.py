@@ -126,6 +126,7 @@ def show(device: Name, fleet: Fleet = None, state: State = DEFAULT_STATE, as_jso
         rows += [(f"heartbeat: {key}", value) for key, value in view.heartbeat.model_dump(exclude_none=True).items()]
     if view.losses is not None:
         rows += [(f"letters given up: {reason}", count) for reason, count in view.losses.letters.items()]
+        rows += [("of them maybe arrived", view.losses.maybe_arrived)]
         rows += [("given up last", _loss(loss)) for loss in view.losses.newest]
     table(f"{view.fleet}/{view.device}", ("what", "value"), rows)
 
@@ -213,7 +214,8 @@ def _waiting(outbox: OutboxState) -> str:
 def _loss(loss: Loss) -> str:
     numbers = f"{loss.first}" if loss.first == loss.last else f"{loss.first} to {loss.last}"
     names = ", ".join(f"{name.kind} {name.id}" for name in loss.names)
-    return f"{loss.lane} {numbers} of epoch {loss.epoch}, {loss.reason}" + (f": {names}" if names else "")
+    maybe = ", maybe arrived" if loss.maybe_arrived else ""
+    return f"{loss.lane} {numbers} of epoch {loss.epoch}, {loss.reason}{maybe}" + (f": {names}" if names else "")
 
 
 def _ago(seconds: float | None, now: float) -> str | None:

@@ -12,6 +12,7 @@ import typer
 
 from causeway.cli.common import (
     DEFAULT_STATE,
+    EXIT_NOT_FOUND,
     EXIT_REFUSED,
     Json,
     State,
@@ -109,8 +110,9 @@ def replay(
         print_json(answers)
     else:
         _report(answers)
-    if any(answer.outcome in {"refused", "early"} for answer in answers):
-        raise typer.Exit(EXIT_REFUSED)
+    undone = [answer for answer in answers if answer.outcome in {"refused", "early"}]
+    if undone:
+        raise typer.Exit(EXIT_NOT_FOUND if all(one.reason == "not_found" for one in undone) else EXIT_REFUSED)
 
 
 @app.command()
@@ -124,6 +126,9 @@ def recall(
     as_json: Json = False,
 ) -> None:
     """Have a device send again what it keeps (24 h at most) and the platform does not hold any more.
+
+    A lane's mark is the last letter that the platform counts as stored; `held up to` is the last one from `--from` on
+    that it really holds. A mark above that is lowered to it, and with `--force` to just before `--from`.
 
     Example: causeway letters recall harbour/cam-1 --lane normal --from 1200
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -55,6 +56,10 @@ def simulate(
     """
     logs.configure("simulate", "ERROR")
     scenario = Scenario(devices, trace.value, hours, speed, letters_per_hour, seed)
+    if not all(map(isfinite, (hours, speed, letters_per_hour, meeting_hours))):
+        fail("simulate: --hours, --speed, --letters-per-hour and --meeting-hours take finite numbers", EXIT_USAGE)
+    if png is not None and not png.absolute().parent.is_dir():
+        fail(f"draw into {png}: there is no folder {png.absolute().parent}; make it, or name another file", EXIT_USAGE)
     if carriers == 1:
         fail("simulate carriers: one alone meets nobody; take at least 2, or 0 for none", EXIT_USAGE)
     with explained():

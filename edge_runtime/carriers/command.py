@@ -95,7 +95,10 @@ def _agent_runs(folder: EdgeFolder) -> bool:
 
 
 def _exported(exported: Exported, folder: Path) -> str:
-    text = f"wrote {exported.fragments} fragments of {exported.bundles} bundles ({exported.bytes} bytes) to {folder}"
+    text = (
+        f"wrote {_counted(exported.fragments, 'fragment')} of {_counted(exported.bundles, 'bundle')} "
+        f"({exported.bytes} bytes) to {folder}"
+    )
     if exported.present:
         text += f"; {exported.present} were there already"
     if exported.problem:
@@ -103,14 +106,21 @@ def _exported(exported: Exported, folder: Path) -> str:
     return text + "\nnext: causeway bundle import FOLDER, on the platform's machine"
 
 
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _imported(imported: Imported, *, runs: bool) -> str:
     text = (
-        f"took {imported.arrived} fragments for this device ({imported.complete} bundles complete), "
-        f"{imported.carried} to carry for others, {imported.pieces} pieces of updates ({imported.piece_bytes} bytes)"
+        f"took {_counted(imported.arrived, 'fragment')} for this device ({_counted(imported.complete, 'bundle')} "
+        f"complete), {imported.carried} to carry for others, {_counted(imported.pieces, 'piece')} of updates "
+        f"({imported.piece_bytes} bytes)"
     )
     lines = [text]
     if imported.refused:
-        lines.append(f"{imported.refused} files are not what they claim to be; they were left there")
+        lines.append(
+            f"not what it claims to be, and left there: {_counted(imported.refused, 'file')}; the log has more"
+        )
     if imported.no_room:
         lines.append(
             f"{imported.no_room} found no room: see carriers.max_bytes and carriers.max_piece_bytes in the settings"

@@ -120,7 +120,9 @@ class FolderCarrier:
         custodian, done = self.custodian, Exported()
         with self._explained("write to"):
             if not self.directory.is_dir():
-                raise FolderError(f"write to {self.directory}: there is no such folder; is the stick mounted?")
+                raise FolderError(
+                    f"write to {self.directory}: there is no such folder; is the stick mounted?", reason="no_folder"
+                )
             self._refuse_links()
             has = self._present()
             if own:
@@ -150,9 +152,15 @@ class FolderCarrier:
         custodian, done = self.custodian, Imported()
         own = self.root / DOWN / _folder_of(custodian.address)
         with self._explained("read"):
+            if not self.directory.is_dir():
+                raise FolderError(
+                    f"read {self.directory}: there is no such folder; is the stick mounted?", reason="no_folder"
+                )
             self._refuse_links()
             if not self.root.is_dir():
-                raise FolderError(f"read {self.root}: nothing is there; was this folder ever exported to?")
+                raise FolderError(
+                    f"read {self.root}: nothing is there; was this folder ever exported to?", reason="nothing_there"
+                )
             for path, _ in _bundles(own):
                 self._take_own(path, done)
             idle = self._idle
@@ -308,8 +316,9 @@ class FolderCarrier:
             yield
         except OSError as error:
             full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            step = "make room on it" if full else "see that it is whole and that you may write there"
             raise FolderError(
-                f"{what} {self.directory}: {error.strerror}" + ("; make room on it" if full else ""),
+                f"{what} {self.directory}: {error.strerror}; {step}",
                 reason="folder_full" if full else "folder",
             ) from error
 

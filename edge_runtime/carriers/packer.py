@@ -100,7 +100,7 @@ class Packer:
                 if decision.close:
                     store.close_packed(decision.close)
                 return made
-            filled = self._fill(decision.above)
+            filled = self._fill(decision.above, waiting)
             self._write(filled, waiting.epoch, seal_key, decision.close)
             if not filled.more:
                 return made + 1
@@ -153,13 +153,16 @@ class Packer:
         return session
 
     def _waiting(self) -> Waiting:
-        outbox, lanes = self._writings.outbox, {}
+        outbox = self._writings.outbox
+        lanes: dict[Lane, tuple[int, int]] = {}
+        unbroken: dict[Lane, int] = {}
         for lane, (_, mark) in outbox.lanes().items():
             last = mark
             while (run := outbox.run_above(lane, last)) is not None:
                 last = run.last
+                unbroken.setdefault(lane, last)
             lanes[lane] = (last, mark)
-        return Waiting(outbox.epoch, lanes)
+        return Waiting(outbox.epoch, lanes, unbroken)
 
     def _told(self) -> str:
         """Names what a greeting would say beside letters: it is worth a bundle if that has changed."""
@@ -171,15 +174,16 @@ class Packer:
         writings = self._writings
         return list(dict.fromkeys([*writings.refused(), *writings.inbox.newest_ids(MAX_GOT)]))[:MAX_GOT]
 
-    def _fill(self, above: Mapping[Lane, int]) -> _Filled:
+    def _fill(self, above: Mapping[Lane, int], waiting: Waiting) -> _Filled:
         letters: list[CarriedLetter] = []
         spans: dict[Lane, Span] = {}
         size, outbox = 0, self._writings.outbox
         for lane in LANES:
             mark = above.get(lane, 0)
-            while (run := outbox.run_above(lane, mark)) is not None:
+            most = waiting.upto(lane, mark)
+            while (run := outbox.run_above(lane, mark)) is not None and run.first <= most:
                 # A gap in the lane ends a run; what follows it goes along, since its floor tells of the gap.
-                part = Run(run.first, min(run.last, run.first + LOAD_LETTERS - 1))
+                part = Run(run.first, min(run.last, most, run.first + LOAD_LETTERS - 1))
                 for letter in outbox.load(lane, part):
                     clock = self._writings.clock
                     text = signed(letter, self._writings.identity(), clock.now(), clock.life(LETTER_LIFE)).decode()

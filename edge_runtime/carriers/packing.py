@@ -8,7 +8,7 @@ had no answer for long, all that waits is packed anew; when too many are open, t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.events import Lane
 
@@ -49,10 +49,25 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What the outbox holds, per lane: its highest sequence, and the highest that is known to be receipted."""
+    """What the outbox holds.
+
+    Attributes:
+        lanes: highest sequence of each, and the highest that is known to be receipted.
+        unbroken: highest before the first gap above that; a lane that is not named has none.
+    """
 
     epoch: str
     lanes: Mapping[Lane, tuple[int, int]]
+    unbroken: Mapping[Lane, int] = field(default_factory=dict)
+
+    def upto(self, lane: Lane, covered: int) -> int:
+        """How far a bundle may reach that begins above `covered`.
+
+        Behind a gap floors tell the courier to skip what has not come. So what is there goes only with all that is
+        before it, since the bundle that holds the rest may come later, or never.
+        """
+        last, mark = self.lanes.get(lane, (0, 0))
+        return last if covered <= mark else min(last, self.unbroken.get(lane, last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +112,11 @@ def plan(
         return Plan(everything, marks)
     anew = Plan(over, reach) if len(useful) < MAX_OPEN else _merged(over, useful, marks)
     since = asked.age_s if asked is not None else float("inf")
-    if any(last > reach.get(lane, 0) for lane, (last, _) in waiting.lanes.items()):
+    if any(waiting.upto(lane, covered) > covered for lane, covered in reach.items()):
         return anew if urgent or not useful or since >= PACK_AGAIN_S else Plan(over, None)
+    behind_gap = any(last > reach[lane] for lane, (last, _) in waiting.lanes.items())
+    if behind_gap and (urgent or since >= ASK_AGAIN_S) and not any(packed.full for packed in useful):
+        return Plan(everything, marks)
     news = asked is None or asked.told != told
     if useful:
         return anew if news and (urgent or since >= PACK_AGAIN_S) else Plan(over, None)

@@ -36,6 +36,7 @@ log = Log(__name__)
 
 TURN_S = 2.0
 TIDY_S = 30.0
+_STARTING = Choice("wait", "starting")
 
 
 class Choose(Protocol):
@@ -84,7 +85,7 @@ class CarrierService:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._neighbours: Neighbours | None = None
         self._problems: dict[str, str] = {}
-        self.choice = Choice("wait", "starting")
+        self.choice = _STARTING
         settings = around.settings.carriers
         self.station = open_station(
             Ground(
@@ -202,6 +203,8 @@ class CarrierService:
             # The reason stays the one of that moment: it is news for the status once, not every two seconds.
             self.choice = choice
             self._news(None)
+        elif self.choice is _STARTING:
+            self.choice = choice
 
     def _lane(self) -> Lane:
         """The most urgent that waits."""

@@ -1,8 +1,9 @@
 """Where letters go while the disk is full, read-only or broken: memory, in the same tables.
 
-The annex goes on where the file ended: same epoch, next sequences. Back on disk, its letters keep their places, since
-they may have been sent; what another process managed to put into the file meanwhile was not sent by anybody, so it is
-that which moves behind them.
+The annex goes on where the file ended: same epoch, next sequences. Back on disk, the sender's letters keep their
+places, since they may have been sent; what another process managed to put into the file meanwhile was not sent by
+anybody, so it is that which moves behind them. The letters of a process that does not send were seen by nobody, and
+what the file took meanwhile may have been sent: they join its end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ulid import ULID
 
 from edge_runtime.letters import shelf
 from edge_runtime.letters.boat import LaneRow, Manifest
-from edge_runtime.letters.losses import name, note
+from edge_runtime.letters.losses import name, note, note_released, released_upto
 from edge_runtime.letters.retention import Bounds
 from edge_runtime.letters.schema import SCHEMA
 from edge_runtime.letters.snapshot import empty_database
@@ -28,6 +29,15 @@ Lanes = Mapping[Lane, tuple[int, int]]
 _INSERT = (
     "INSERT INTO letters VALUES (:id, :epoch, :lane, :sequence, :kind, :data, :time, :bytes, :state, :receipted_at, "
     ":born, :latest, :released)"
+)
+
+
+_TO_EPOCH = (
+    "UPDATE meta SET value = ? WHERE key = 'epoch'",
+    "UPDATE lanes SET epoch = ?",
+    "UPDATE letters SET epoch = ?",
+    "UPDATE losses SET epoch = ?",
+    "UPDATE lost SET epoch = ?",
 )
 
 
@@ -66,7 +76,8 @@ class Annex:
             reason: LossReason = "disk" if epoch == manifest.epoch else "renumbered"
             numbers = range(max(mark, base) + 1, issued + 1)
             for sequence in numbers:
-                note(connection, epoch, lane, sequence, reason)
+                note(connection, epoch, lane, sequence, reason, maybe_arrived=reason == "disk")
+            note_released(connection, epoch, lane, issued)
             lost += len(numbers) if reason == "disk" else 0
         connection.execute("INSERT INTO counters VALUES ('dropped', ?)", (lost,))
         return cls(connection, manifest.file_epoch, dict(manifest.base), offset, manifest.annex)
@@ -98,7 +109,7 @@ def _database(epoch: str, lanes: Iterable[LaneRow]) -> Connection:
     return connection
 
 
-def move_back(disk: Connection, annex: Annex, offset: float, bounds: Bounds, now: float) -> None:
+def move_back(disk: Connection, annex: Annex, offset: float, bounds: Bounds, now: float, settled: str) -> None:
     """Bring everything that the annex holds into the file, in one transaction of the caller.
 
     Args:
@@ -107,6 +118,7 @@ def move_back(disk: Connection, annex: Annex, offset: float, bounds: Bounds, now
         offset: of the file's age clock.
         bounds: what the file may hold.
         now: seconds since 1970.
+        settled: the annex that the boat names, of which nothing is left to be taken over at the next start.
     """
     epoch, memory = annex.epoch, annex.connection
     held = shelf.lanes_of(memory, epoch)
@@ -119,26 +131,57 @@ def move_back(disk: Connection, annex: Annex, offset: float, bounds: Bounds, now
         "INSERT INTO lanes VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET issued = max(issued, excluded.issued)",
         [tuple(row) for row in memory.execute("SELECT epoch, lane, issued, 0 FROM lanes")],
     )
+    for row in memory.execute("SELECT * FROM released"):
+        note_released(disk, *row)
+    _bring(disk, annex, offset)
+    shelf.receipt(disk, epoch, {lane: mark for lane, (_, mark) in held.items()}, now)
+    shelf.shrink(disk, bounds, "evicted")
+    disk.execute("INSERT OR REPLACE INTO meta VALUES ('annex', ?)", (settled,))
+
+
+def join(disk: Connection, annex: Annex, offset: float, bounds: Bounds) -> None:
+    """Put what the annex of a process that does not send holds behind everything in the file; arguments as above.
+
+    The annex's numbers change with it, so that it can be tried again.
+    """
+    memory, epoch = annex.connection, shelf.epoch_of(disk)
+    for change in _TO_EPOCH:
+        memory.execute(change, (epoch,))
+    present = shelf.lanes_of(disk, epoch)
+    for lane, (issued, _) in shelf.lanes_of(memory, epoch).items():
+        base, end = annex.base.get(lane, 0), present.get(lane, (0, 0))[0]
+        _shift(memory, epoch, lane, base, end - base)
+        annex.base[lane] = end
+        disk.execute(
+            "INSERT INTO lanes VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE SET issued = excluded.issued",
+            (epoch, lane, issued + end - base),
+        )
+    _bring(disk, annex, offset)
+    shelf.shrink(disk, bounds, "evicted")
+
+
+def _bring(disk: Connection, annex: Annex, offset: float) -> None:
+    """Letters, losses and counters, at their numbers."""
+    memory = annex.connection
     for row in annex.letters():
         if disk.execute("SELECT 1 FROM letters WHERE id = ?", (row["id"],)).fetchone():
             note(disk, row["epoch"], row["lane"], row["sequence"], "renumbered")
             continue
-        values = dict(row) | {"born": None if row["born"] is None else row["born"] - annex.offset + offset}
-        # It may have been sent.
-        values |= {"released": 1}
-        disk.execute(_INSERT, values)
+        born = None if row["born"] is None else row["born"] - annex.offset + offset
+        disk.execute(_INSERT, dict(row) | {"born": born})
     for row in memory.execute("SELECT * FROM losses"):
         for sequence in range(row["first"], row["last"] + 1):
-            note(disk, row["epoch"], row["lane"], sequence, row["reason"])
+            _note_again(disk, row, sequence)
     for row in memory.execute("SELECT * FROM lost"):
         name(disk, *row)
     disk.executemany(
         "INSERT INTO counters VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
         [tuple(row) for row in memory.execute("SELECT name, value FROM counters")],
     )
-    shelf.receipt(disk, epoch, {lane: mark for lane, (_, mark) in held.items()}, now)
-    shelf.shrink(disk, bounds, "evicted")
-    disk.execute("INSERT OR REPLACE INTO meta VALUES ('annex', ?)", (annex.id,))
+
+
+def _note_again(disk: Connection, row: sqlite3.Row, sequence: int) -> None:
+    note(disk, row["epoch"], row["lane"], sequence, row["reason"], maybe_arrived=bool(row["maybe_arrived"]))
 
 
 def renumber(connection: Connection, new: str, taken: Mapping[Lane, int], first: str | None = None) -> None:
@@ -154,8 +197,10 @@ def renumber(connection: Connection, new: str, taken: Mapping[Lane, int], first:
             "ORDER BY id <> ?, sequence",
             (old, lane, first or ""),
         ).fetchall()
-        before = taken.get(lane, 0)
+        before, sent = taken.get(lane, 0), released_upto(connection, old, lane)
         for number, row in enumerate(rows, before + 1):
+            if row["sequence"] <= sent:
+                note_released(connection, new, lane, number)
             note(connection, old, lane, row["sequence"], "renumbered")
             connection.execute("UPDATE letters SET epoch = ?, sequence = ? WHERE id = ?", (new, number, row["id"]))
         if rows:
@@ -163,7 +208,7 @@ def renumber(connection: Connection, new: str, taken: Mapping[Lane, int], first:
 
 
 def _shift(disk: Connection, epoch: str, lane: Lane, base: int, by: int) -> None:
-    """Make room behind `base` for `by` sequences."""
+    """Make room behind `base` for `by` sequences; if that is negative, less of it."""
     if not by:
         return
     where = (epoch, lane, base)
@@ -173,13 +218,13 @@ def _shift(disk: Connection, epoch: str, lane: Lane, base: int, by: int) -> None
         "UPDATE letters SET sequence = ? - sequence WHERE epoch = ? AND lane = ? AND sequence < 0", (by, epoch, lane)
     )
     moved = disk.execute(
-        "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND last > ? ORDER BY first DESC", where
+        "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND last > ? ORDER BY first", where
     ).fetchall()
-    for row in moved:
+    for row in moved[::-1] if by > 0 else moved:
         # Joined over the base: the part below it stays.
         disk.execute("DELETE FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, row["first"]))
         for sequence in range(row["first"], row["last"] + 1):
-            note(disk, epoch, lane, sequence + (by if sequence > base else 0), row["reason"])
+            _note_again(disk, row, sequence + (by if sequence > base else 0))
     disk.execute("UPDATE lost SET sequence = -sequence WHERE epoch = ? AND lane = ? AND sequence > ?", where)
     disk.execute(
         "UPDATE lost SET sequence = ? - sequence WHERE epoch = ? AND lane = ? AND sequence < 0", (by, epoch, lane)

@@ -75,6 +75,11 @@ class Boat:
         lanes: list[LaneRow] = [(row[0], row[1], row[2], row[3]) for row in fields["lanes"]]
         return Manifest(fields["annex"], fields["epoch"], fields["file_epoch"], fields["base"], lanes)
 
+    def annex(self) -> str | None:
+        """Whose state it holds: an older annex's, if it could not be written since."""
+        manifest = self.load()
+        return None if manifest is None else manifest.annex
+
     def save(self, manifest: Manifest) -> None:
         """On disk when this returns, if the disk takes it."""
         text = json.dumps([self._turn + 1, asdict(manifest)]).encode()

@@ -7,7 +7,7 @@ that stores the report, so that each is told exactly once, whatever crashes in b
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sqlite3 import Connection, Row
 
 from schemas.courier import Loss, Losses, LossReason, LostLetter
@@ -40,6 +40,7 @@ class Range:
     first: int
     last: int
     reason: LossReason
+    maybe_arrived: bool = False
 
     @property
     def letters(self) -> int:
@@ -48,18 +49,26 @@ class Range:
 
     def until(self, last: int) -> Range:
         """Its part up to a sequence."""
-        return Range(self.epoch, self.lane, self.first, last, self.reason)
+        return replace(self, last=last)
 
     def after(self, last: int) -> Range:
         """Its part behind a sequence."""
-        return Range(self.epoch, self.lane, last + 1, self.last, self.reason)
+        return replace(self, first=last + 1)
+
+
+def range_of(row: Row) -> Range:
+    """A row of `losses`."""
+    return Range(
+        row["epoch"], row["lane"], row["first"], row["last"], row["reason"], maybe_arrived=bool(row["maybe_arrived"])
+    )
 
 
 def give_up(connection: Connection, letter: Row, reason: LossReason) -> None:
-    """Delete a waiting letter (id, epoch, lane, sequence, kind, data) and note it."""
+    """Delete a waiting letter (a row of `letters`) and note it."""
     connection.execute("DELETE FROM letters WHERE id = ?", (letter["id"],))
     place = (letter["epoch"], letter["lane"], letter["sequence"])
-    note(connection, *place, reason)
+    sent = bool(letter["released"]) or letter["sequence"] <= released_upto(connection, letter["epoch"], letter["lane"])
+    note(connection, *place, reason, maybe_arrived=sent)
     name(connection, *place, letter["id"], letter["kind"])
     connection.execute(
         "INSERT INTO counters VALUES (?, 1) ON CONFLICT DO UPDATE SET value = value + 1", (_COUNTED[reason],)
@@ -68,7 +77,29 @@ def give_up(connection: Connection, letter: Row, reason: LossReason) -> None:
         _take_back(connection, letter)
 
 
-def note(connection: Connection, epoch: str, lane: Lane, sequence: int, reason: LossReason) -> None:
+def released_upto(connection: Connection, epoch: str, lane: Lane) -> int:
+    """Letters up to this sequence may have been sent."""
+    row = connection.execute("SELECT upto FROM released WHERE epoch = ? AND lane = ?", (epoch, lane)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def note_released(connection: Connection, epoch: str, lane: Lane, upto: int) -> None:
+    """Letters up to `upto` are about to be sent."""
+    connection.execute(
+        "INSERT INTO released VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET upto = max(upto, excluded.upto)",
+        (epoch, lane, upto),
+    )
+
+
+def note(
+    connection: Connection,
+    epoch: str,
+    lane: Lane,
+    sequence: int,
+    reason: LossReason,
+    *,
+    maybe_arrived: bool = False,
+) -> None:
     """Note a sequence that will never come, joined to its unreported neighbours."""
     below = connection.execute(
         "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first < ? ORDER BY first DESC LIMIT 1",
@@ -78,19 +109,19 @@ def note(connection: Connection, epoch: str, lane: Lane, sequence: int, reason: 
         "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, sequence + 1)
     ).fetchone()
     first, last = sequence, sequence
-    if _joins(below, reason) and below["last"] == sequence - 1:
+    if _joins(below, reason, maybe_arrived) and below["last"] == sequence - 1:
         first = below["first"]
-    if _joins(above, reason):
+    if _joins(above, reason, maybe_arrived):
         last = above["last"]
         connection.execute("DELETE FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, sequence + 1))
-    write(connection, Range(epoch, lane, first, last, reason), None)
+    write(connection, Range(epoch, lane, first, last, reason, maybe_arrived), None)
 
 
 def write(connection: Connection, lost: Range, report: str | None) -> None:
     """Store a range as it is."""
     connection.execute(
-        "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (lost.epoch, lost.lane, lost.first, lost.last, lost.reason, lost.letters, report),
+        "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (lost.epoch, lost.lane, lost.first, lost.last, lost.reason, lost.letters, report, lost.maybe_arrived),
     )
 
 
@@ -119,7 +150,7 @@ def next_report(connection: Connection, report: str) -> Losses:
     ).fetchall()
     told, left = [], NAMES_PER_REPORT
     for row in rows:
-        lost = Range(row["epoch"], row["lane"], row["first"], row["last"], row["reason"])
+        lost = range_of(row)
         where = (lost.epoch, lost.lane, lost.first, lost.last)
         names = connection.execute(
             "SELECT id, kind, sequence FROM lost WHERE epoch = ? AND lane = ? AND sequence BETWEEN ? AND ? "
@@ -146,6 +177,7 @@ def next_report(connection: Connection, report: str) -> Losses:
                 last=lost.last,
                 reason=lost.reason,
                 letters=lost.letters,
+                maybe_arrived=lost.maybe_arrived,
                 names=[LostLetter(id=row["id"], kind=row["kind"], sequence=row["sequence"]) for row in names],
             )
         )
@@ -170,8 +202,10 @@ def forget_reported(connection: Connection) -> None:
     )
 
 
-def _joins(neighbour: Row | None, reason: LossReason) -> bool:
-    return neighbour is not None and neighbour["reason"] == reason and neighbour["report"] is None
+def _joins(neighbour: Row | None, reason: LossReason, maybe_arrived: bool) -> bool:
+    if neighbour is None or neighbour["report"] is not None:
+        return False
+    return bool(neighbour["reason"] == reason and neighbour["maybe_arrived"] == maybe_arrived)
 
 
 def _take_back(connection: Connection, letter: Row) -> None:

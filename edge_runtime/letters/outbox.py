@@ -30,6 +30,8 @@ from schemas.events import Lane, Message
 ROW_OVERHEAD = 256
 """Bytes that a letter takes beside its data."""
 TRIM_BATCH = 500
+RELEASE_AHEAD = 512
+"""Letters that count as sent a little before they are, so that not every sending writes to the flash."""
 _ENVELOPE_OVERHEAD = 1_200
 """Bytes of the event's other fields and of the envelope, at most."""
 
@@ -160,6 +162,7 @@ class Outbox:
         They count as sent from now on: a newer letter does not replace them any more (`add`, `latest`).
         """
         with self._store.lock:
+            self._note_released(lane, run.last)
             rows = self._rows(lane, run)
             if any(row["latest"] is not None and not row["released"] for row in rows):
                 self._store.change("release letters", lambda c, _: _release(c, lane, run))
@@ -286,6 +289,14 @@ class Outbox:
     def _on_disk(self, letter_id: str) -> bool:
         with self._store.looking() as view:
             return bool(view.disk.execute("SELECT 1 FROM letters WHERE id = ?", (letter_id,)).fetchone())
+
+    def _note_released(self, lane: Lane, upto: int) -> None:
+        epoch = self.epoch
+        with self._store.looking() as view:
+            if upto <= losses.released_upto(view.all[-1], epoch, lane):
+                return
+        ahead = upto + RELEASE_AHEAD
+        self._store.change("note what is sent", lambda c, _: losses.note_released(c, epoch, lane, ahead))
 
     def _rows(self, lane: Lane, run: Run) -> list[Row]:
         with self._store.looking() as view:

@@ -123,8 +123,9 @@ class Postman:
                     due = self._pump()
                     self.problem = None
                 except OutboxError as error:
+                    if self.problem != str(error):
+                        log.error("outbox.failed", reason=error.reason, message=str(error))
                     due, self.problem = None, str(error)
-                    log.error("outbox.failed", reason=error.reason, message=str(error))
                 if due is not None:
                     timeout = min(POLL_S, max(0.01, due - time.monotonic()))
             with contextlib.suppress(TimeoutError):

@@ -5,8 +5,9 @@
 | meta | fact | `key`, `value`; `epoch` is the present one (ULID made with the file), `base` see `incarnation` |
 | lanes | (epoch, lane) | `issued` highest sequence ever given out, `mark` highest known to be receipted |
 | letters | letter still here | `id` ULID, `epoch`, `lane`, `sequence`, `kind`, `data` JSON, `time` and `receipted_at` in seconds since 1970, `bytes`, `state` waiting or receipted, `born` age clock at its adding, `latest` key that a newer letter of its kind replaces it by, `released` whether it may have been sent |
-| losses | range given up | `epoch`, `lane`, `first`, `last`, `reason` (schemas.courier.LossReason), `letters` that were really there, `report` id of the letter that reports it |
+| losses | range given up | `epoch`, `lane`, `first`, `last`, `reason` (schemas.courier.LossReason), `letters` that were really there, `report` id of the letter that reports it, `maybe_arrived` whether some may have been sent |
 | lost | letter given up and not reported | `epoch`, `lane`, `sequence`, `id`, `kind`; as many as `losses.MAX_NAMES` |
+| released | (epoch, lane) | `upto`: letters up to this sequence may have been sent; noted ahead of them, so mostly a little too high |
 | totals | (lane, state) | `letters`, `bytes`, kept by triggers |
 | counters | name | `value`: dropped, superseded |
 
@@ -30,11 +31,14 @@ CREATE INDEX IF NOT EXISTS letters_by_receipt ON letters (receipted_at, sequence
 CREATE INDEX IF NOT EXISTS letters_latest ON letters (kind, latest) WHERE latest IS NOT NULL AND state = 'waiting';
 CREATE TABLE IF NOT EXISTS losses (
     epoch TEXT NOT NULL, lane TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, reason TEXT NOT NULL,
-    letters INTEGER NOT NULL, report TEXT, PRIMARY KEY (epoch, lane, first)) WITHOUT ROWID;
+    letters INTEGER NOT NULL, report TEXT, maybe_arrived INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (epoch, lane, first)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS losses_unreported ON losses (epoch, lane, first) WHERE report IS NULL;
 CREATE TABLE IF NOT EXISTS lost (
     epoch TEXT NOT NULL, lane TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL,
     PRIMARY KEY (epoch, lane, sequence)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS released (
+    epoch TEXT NOT NULL, lane TEXT NOT NULL, upto INTEGER NOT NULL, PRIMARY KEY (epoch, lane)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS totals (
     lane TEXT NOT NULL, state TEXT NOT NULL, letters INTEGER NOT NULL, bytes INTEGER NOT NULL,
     PRIMARY KEY (lane, state)) WITHOUT ROWID;
@@ -55,7 +59,7 @@ END;
 
 _ADDED = {
     "letters": {"born": "REAL", "latest": "TEXT", "released": "INTEGER NOT NULL DEFAULT 0"},
-    "losses": {"report": "TEXT"},
+    "losses": {"report": "TEXT", "maybe_arrived": "INTEGER NOT NULL DEFAULT 0"},
 }
 """Columns that files of version 0.1 lack."""
 
@@ -70,6 +74,7 @@ def upgrade(connection: Connection) -> None:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {form}")
         # Of a waiting letter it is not known whether it was sent, and nobody has given it an age.
         connection.execute("UPDATE letters SET released = 1")
+        connection.execute("UPDATE losses SET maybe_arrived = 1")
         connection.execute("DROP INDEX IF EXISTS letters_waiting")
         connection.execute("COMMIT")
     except BaseException:

@@ -16,7 +16,7 @@ from ulid import ULID
 from edge_runtime.errors import OutboxError
 from edge_runtime.letters import shelf
 from edge_runtime.letters.ages import Elapsed, continue_age
-from edge_runtime.letters.annex import Annex, move_back
+from edge_runtime.letters.annex import Annex, join, move_back
 from edge_runtime.letters.boat import Boat
 from edge_runtime.letters.database import DISK_REASONS, Database, transaction
 from edge_runtime.letters.retention import Amount, Bounds
@@ -189,7 +189,11 @@ class Store:
             try:
                 with self.database.write("bring letters back to disk") as connection:
                     self._prepare(connection, annex.epoch)
-                    move_back(connection, annex, self._offset, self._disk_room.bounds, self._now())
+                    bounds = self._disk_room.bounds
+                    if self._boat is None:
+                        join(connection, annex, self._offset, bounds)
+                    else:
+                        move_back(connection, annex, self._offset, bounds, self._now(), self._boat.annex() or annex.id)
             except OutboxError as error:
                 self.problem = error
                 return

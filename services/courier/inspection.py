@@ -14,16 +14,23 @@ from datetime import datetime
 from nats.aio.msg import Msg
 
 from schemas.errors import ContractError
+from schemas.topics import parse_subject
 from services.courier.verifying import Devices, Opened, open_letter
+from services.kit.devices import DeviceRecord
 from services.kit.service import utc_now
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A message, and the letter in it or why there is none."""
+    """A message, and the letter in it or why there is none.
+
+    Attributes:
+        record: of the sender, as it was judged by.
+    """
 
     message: Msg
     found: Opened | ContractError
+    record: DeviceRecord | None
 
 
 class Inspector:
@@ -40,12 +47,27 @@ class Inspector:
             return []
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._inspect, messages, utc_now())
 
+    def present(self, one: Inspected) -> Opened | ContractError:
+        """What was found; looked at anew if the sender was revoked, or quarantined, or came to be known since."""
+        return one.found if self._record(one.message) is one.record else self._open(one.message, utc_now())
+
     def close(self) -> None:
         """Let the thread end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _inspect(self, messages: Sequence[Msg], now: datetime) -> list[Inspected]:
-        return [Inspected(message, self._open(message, now)) for message in messages]
+        found = []
+        for message in messages:
+            # Before the letter, so that a change in between is noticed.
+            record = self._record(message)
+            found.append(Inspected(message, self._open(message, now), record))
+        return found
+
+    def _record(self, message: Msg) -> DeviceRecord | None:
+        try:
+            return self._devices.get(parse_subject(message.subject).address)
+        except ContractError:
+            return None
 
     def _open(self, message: Msg, now: datetime) -> Opened | ContractError:
         try:

@@ -238,7 +238,7 @@ class Intake:
         for one in batch:
             message = one.message
             try:
-                letters.append(self._check(one.found))
+                letters.append(self._check(self._inspector.present(one)))
                 arrived.append(stored_s(message))
             except ContractError as error:
                 await self._turnstile.refuse(message.subject, message.data, error)
@@ -254,7 +254,7 @@ class Intake:
             if index % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
             try:
-                letters.append(self._open(carried.raw, carried.subject, carried=True))
+                letters.append(self._open(carried.raw, carried.subject))
             except ContractError as error:
                 suspended += error.reason == SUSPENDED
                 await self._turnstile.refuse(carried.subject, carried.raw, error)
@@ -272,9 +272,10 @@ class Intake:
         )
         return len(group.letters)
 
-    def _open(self, raw: bytes, subject: str, *, carried: bool = False) -> Opened:
+    def _open(self, raw: bytes, subject: str) -> Opened:
+        """A letter that a carrier or an operator brings: it may be old."""
         letter = open_letter(raw, subject, self._book, self._platform, utc_now())
-        return self._check(replace(letter, carried=carried))
+        return self._check(replace(letter, carried=True))
 
     def _check(self, letter: Opened | ContractError) -> Opened:
         """What only the marks and the warden know of an opened letter."""

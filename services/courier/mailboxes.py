@@ -16,6 +16,9 @@ from math import inf
 
 from schemas.ids import Address
 
+SPARE_ENTRIES = 1_024
+"""Of letters that are gone; beyond them, and as many as there are letters, they are cleared away."""
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -93,7 +96,7 @@ class Mailboxes:
         box[letter.sequence] = _Entry(letter, attempts or self.limits.attempts, self.limits.first_s)
         self._slots[letter.address, letter.kind, letter.slot] = letter.sequence
         self._owners[letter.sequence] = letter.address
-        heapq.heappush(self._expiries, (letter.expires, letter.sequence))
+        self._note_expiry(letter)
         dropped = []
         while len(box) > self.limits.letters:
             oldest = box[next(iter(box))].letter
@@ -174,6 +177,13 @@ class Mailboxes:
             if letter is not None:
                 over.append(letter)
         return over
+
+    def _note_expiry(self, letter: Waiting) -> None:
+        heapq.heappush(self._expiries, (letter.expires, letter.sequence))
+        if len(self._expiries) > 2 * len(self._owners) + SPARE_ENTRIES:
+            # A letter is mostly got within a second, and would stand here for days.
+            self._expiries = [entry for entry in self._expiries if entry[1] in self._owners]
+            heapq.heapify(self._expiries)
 
     def _fill(self, address: Address, now: float) -> None:
         entries = self._boxes.get(address, {}).values()

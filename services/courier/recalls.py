@@ -62,7 +62,7 @@ class LowerVerb:
         address = Address(request.fleet, request.device)
 
         async def look(desk: Desk) -> tuple[str, dict[LaneKey, int]]:
-            epoch = _present(desk.marks, address)
+            epoch = present_epoch(desk.marks, address)
             keys = [LaneKey(address.fleet, address.device, epoch, lane) for lane in request.lanes]
             return epoch, {key: desk.marks.flat.get(key, 0) for key in keys}
 
@@ -95,10 +95,16 @@ class LowerVerb:
         return held
 
 
-def _present(marks: Marks, address: Address) -> str:
+def present_epoch(marks: Marks, address: Address) -> str:
+    """The epoch in which a device speaks now.
+
+    Raises:
+        NotFoundError: if it never spoke.
+    """
     voice, epochs = marks.voice(address), marks.epochs(address)
     if voice is not None:
         return voice.epoch
     if not epochs:
         raise NotFoundError(f"lower the marks of {address}: no letter of it ever came")
-    return epochs[-1]
+    # By carriers alone: the epoch that was heard last, since a refused enrolment leaves one behind, too.
+    return max(epochs, key=lambda epoch: max(marks.places(address, epoch), default=0))

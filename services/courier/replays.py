@@ -92,7 +92,8 @@ class ReplayVerb:
         try:
             found = await self._bus.js.get_msg(REJECTS.name, seq=sequence, direct=True)
         except NoMessageError as error:
-            raise PlatformError(f"replay reject {sequence}: there is none of this number", code="not_found") from error
+            what = f"replay reject {sequence}: there is none of this number; see `causeway letters rejected`"
+            raise PlatformError(what, code="not_found") from error
         subject = (found.headers or {}).get(SUBJECT, "")
         return _Reject(sequence, _topic(sequence, subject), found.data or b"", found.subject != OWN)
 

@@ -11,7 +11,7 @@ import structlog
 from nats.errors import Error as NatsError
 from prometheus_client import Counter, Gauge
 
-from schemas.depot import write_piece
+from schemas.depot import Slice, write_piece, write_slice
 from schemas.ids import Address
 from schemas.topics import Channel, Topic
 from services.depot.queues import Item, Queues
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 SENDERS = 4
 CACHE_BYTES = 64 << 20
 
-PIECES = Counter("causeway_depot_pieces_total", "Pieces sent to devices.")
+PIECES = Counter("causeway_depot_pieces_total", "Pieces sent to devices, and slices of them.")
 BYTES = Counter("causeway_depot_sent_bytes_total", "Bytes of pieces sent to devices.")
 HITS = Counter("causeway_depot_cache_hits_total", "Pieces that were still in memory.")
 UNSENT = Counter("causeway_depot_unsent_total", "Pieces asked for and not sent, by reason.", ["reason"])
@@ -79,7 +79,11 @@ class PieceServer:
             address, item = turn
             try:
                 data = await self._read(item)
-                await self._publish(Topic(address, Channel.DOWN, "piece").subject, write_piece(data))
+                if item.part is None:
+                    kind, raw = "piece", write_piece(data)
+                else:
+                    kind, raw = "slice", write_slice(data, Slice(offset=item.part[0], length=item.part[1]))
+                await self._publish(Topic(address, Channel.DOWN, kind).subject, raw)
             except (PlatformError, NatsError) as error:
                 # The device asks again; a piece that nobody has is told apart by its reason.
                 reason = error.code if isinstance(error, PlatformError) else "bus"
@@ -87,7 +91,7 @@ class PieceServer:
                 log.warning("piece.unsent", device=str(address), piece=item.piece, recipe=item.recipe, error=str(error))
                 continue
             PIECES.inc()
-            BYTES.inc(len(data))
+            BYTES.inc(len(raw))
 
     async def _read(self, item: Item) -> bytes:
         index = await self._register.index(item.recipe)

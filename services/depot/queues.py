@@ -22,6 +22,8 @@ class Item:
 
     recipe: str
     piece: str | None
+    part: tuple[int, int] | None = None
+    """Offset and length, if only a part of it is asked for."""
 
 
 class Queues:

@@ -118,7 +118,10 @@ class Requests:
             standing = record.standing if record else "unknown"
             raise MessageError(f"want of {topic.address}, which is {standing}: enrol first", reason="not_enrolled")
         pieces: list[str | None] = [*want.pieces] or [None]
-        self._pieces.ask(topic.address, [Item(want.recipe, piece) for piece in pieces])
+        part = None if want.slice is None else (want.slice.offset, want.slice.length)
+        if part is not None and len(pieces) != 1:
+            raise MessageError(f"want of a slice of {len(pieces)} pieces; name one")
+        self._pieces.ask(topic.address, [Item(want.recipe, piece, part) for piece in pieces])
 
     async def _trust(self, address: Address, held: TrustState) -> None:
         if not self._budget.spend(address):

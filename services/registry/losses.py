@@ -43,9 +43,11 @@ def counted(record: LossRecord, report: str, losses: Losses) -> LossRecord:
     letters = dict(record.letters)
     for loss in losses.losses:
         letters[loss.reason] = letters.get(loss.reason, 0) + loss.letters
+    maybe_arrived = sum(loss.letters for loss in losses.losses if loss.maybe_arrived)
     newest = [*losses.losses[::-1], *record.newest][:SHOWN_RANGES]
     return LossRecord(
         letters=letters,
+        maybe_arrived=record.maybe_arrived + maybe_arrived,
         newest=[_shown(loss) for loss in newest],
         reports=[*record.reports, report][-KNOWN_REPORTS:],
     )
@@ -81,7 +83,7 @@ class LossBook:
                     f"count losses of {address}: the entry changed meanwhile; the letter is read again"
                 ) from error
             for loss in losses.losses:
-                GIVEN_UP.labels(loss.reason).inc(loss.letters)
+                GIVEN_UP.labels(loss.reason, "maybe" if loss.maybe_arrived else "no").inc(loss.letters)
             lost = sum(loss.letters for loss in losses.losses)
             log.warning("device.losses", device=str(address), letters=lost, letter=report)
         event = DeviceLosses(fleet=address.fleet, device=address.device, letter=report, losses=losses.losses)
@@ -90,7 +92,7 @@ class LossBook:
     async def totals(self, address: Address) -> LossTotals | None:
         """What a device has told so far; None if it lost nothing."""
         record, revision = await self._read(address)
-        return LossTotals(letters=record.letters, newest=record.newest) if revision else None
+        return LossTotals.model_validate(record.model_dump()) if revision else None
 
     async def _read(self, address: Address) -> tuple[LossRecord, int]:
         try:

@@ -38,7 +38,9 @@ REFUSED_THERE = Counter(
     "causeway_device_refusals", "Letters and pieces that devices refused, as they report it.", ["event", "reason"]
 )
 GIVEN_UP = Counter(
-    "causeway_letters_given_up", "Letters that devices gave up, as they report it, by reason.", ["reason"]
+    "causeway_letters_given_up",
+    "Letters that devices gave up, as they report it, by reason; `arrived` is maybe for those that may have been sent.",
+    ["reason", "arrived"],
 )
 REVOKED = Counter("causeway_revocations", "Devices revoked.")
 QUARANTINED = Counter("causeway_quarantines", "Devices put into quarantine, since two of them use one key.")

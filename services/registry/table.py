@@ -312,7 +312,7 @@ def _stray(result: Absorbed, subject: str, payload: bytes) -> None:
     if topic.kind in _BEFORE_ENROLMENT:
         result.unknown += 1
     else:
-        message = f"{topic.kind} of {topic.address}, which is not enrolled"
+        message = f"{topic.kind} of {topic.address}, which is not enrolled, or in quarantine"
         _refuse(result, Bad(subject, topic.kind, payload, "unknown_device", message))
 
 

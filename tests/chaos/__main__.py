@@ -45,7 +45,14 @@ FULL = {
     "peer_minutes": 2.0,
 }
 Say = Callable[[str], None]
-PROMISES = ("lost", "applied_twice", "out_of_order", "drops_not_in_ledger", "agents_ended_by_themselves")
+PROMISES = (
+    "lost",
+    "applied_twice",
+    "out_of_order",
+    "drops_not_in_ledger",
+    "denied_but_arrived",
+    "agents_ended_by_themselves",
+)
 
 
 def parse() -> argparse.Namespace:

@@ -108,7 +108,7 @@ def _read(ledgers: Ledgers, kind: str, device: str, event: dict[str, object]) ->
     if kind == "losses":
         for loss in data["losses"]:
             named = frozenset(letter["id"] for letter in loss.get("names", []))
-            ledgers.given.append(Given(device, loss["lane"], loss["letters"], named))
+            ledgers.given.append(Given(device, loss["lane"], loss["letters"], named, loss["maybe_arrived"]))
         return
     if kind == "event":
         ledgers.reports[f"{data['name']} {data.get('reason', '')}".strip()] += 1

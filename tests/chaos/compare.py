@@ -41,12 +41,13 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A range that a device's loss ledger says will never come."""
+    """A range that a device's loss ledger gives up; unless it says that they may have been sent, none of it comes."""
 
     device: str
     lane: str
     letters: int
     named: frozenset[str] = frozenset()
+    maybe_arrived: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,9 @@ class Findings:
     drops_not_in_ledger: int = 0
     policy_drops: int = 0
     dropped_but_arrived: int = 0
+    """In the ledger, and arrived all the same."""
+    denied_but_arrived: int = 0
+    """Those of them that were never sent, says the ledger."""
     down_overtaken: int = 0
     """Letters down that came after a later one; each has its own slot, and order is promised within a slot only."""
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -106,7 +110,9 @@ class Findings:
     @property
     def clean(self) -> bool:
         """Whether the promise held."""
-        return not (self.lost or self.applied_twice or self.out_of_order or self.drops_not_in_ledger)
+        return not (
+            self.lost or self.applied_twice or self.out_of_order or self.drops_not_in_ledger or self.denied_but_arrived
+        )
 
 
 def compare_up(
@@ -226,6 +232,9 @@ def _check_missing(
 ) -> None:
     named = {letter for loss in given for letter in loss.named}
     findings.dropped_but_arrived = len(named & present)
+    denied = {letter for loss in given for letter in loss.named if not loss.maybe_arrived}
+    for letter in sorted(denied & present):
+        findings.note("denied_but_arrived", letter)
     reported: Counter[Place] = Counter()
     unnamed: Counter[Place] = Counter()
     for loss in given:

@@ -117,6 +117,7 @@ def report(stage: Stage, storm: Storm, ledgers: Ledgers, findings: Findings) -> 
         "drops_not_in_ledger": findings.drops_not_in_ledger,
         "policy_drops": findings.policy_drops,
         "dropped_but_arrived": findings.dropped_but_arrived,
+        "denied_but_arrived": findings.denied_but_arrived,
         "down_overtaken": findings.down_overtaken,
         "stored_in_in": len(ledgers.arrived),
         "effects_of_handler": len(ledgers.effects),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import zlib
@@ -13,13 +14,25 @@ from datetime import UTC, datetime
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from edge_runtime import mqtt
 from edge_runtime.carriers import frames
 from edge_runtime.errors import EdgeError
 from edge_runtime.trust.pack import open_pack
 from schemas import bundles, letters, topics
 from schemas.aggregator import Update
 from schemas.bundles import Addressed, CarriedLetter, Contents, open_bundle, read_parcel, write_bundle
-from schemas.depot import TrustAnnouncement, TrustPack, Want, read_piece, read_recipe, write_piece, write_recipe
+from schemas.depot import (
+    Slice,
+    TrustAnnouncement,
+    TrustPack,
+    Want,
+    read_piece,
+    read_recipe,
+    read_slice,
+    write_piece,
+    write_recipe,
+    write_slice,
+)
 from schemas.envelope import Signer, Verifier, parse, seal
 from schemas.errors import ContractError
 from schemas.events import PLATFORM_RECIPIENT, Message
@@ -39,6 +52,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 """A day before the examples expire."""
 PLATFORM = "01J00000000000000000000000"
 SIGNER = Signer.from_seed(bytes(range(32)))
+MQTT = b"\x20\x02\x00\x00\x90\x03\x00\x01\x00" + mqtt.publish("cw/1/harbour/cam-1/down/receipt", b"{}") + b"\xd0\x00"
 SEAL = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
@@ -73,6 +87,8 @@ def targets() -> dict[str, Target]:
         "topic": Target(_topic, (b"cw/1/harbour/cam-1/letter/report", b"cw/1/harbour/all/trust")),
         "message_id": Target(lambda raw: parse_message_id(raw.decode("latin-1")), (b"a:b:c:normal:12",)),
         "piece": Target(read_piece, (write_piece(b"abc"),)),
+        "slice": Target(read_slice, (write_slice(b"abc" * 100, Slice(offset=10, length=20)),)),
+        "mqtt": Target(_mqtt, (MQTT,), (ConnectionError,)),
         "recipe": Target(read_recipe, (write_recipe([(bytes(32), 100)] * 3),)),
         "trust.pack": Target(open_pack, _packs(), (ContractError, EdgeError)),
         "trust.services": _message(ServicesDocument),
@@ -144,6 +160,17 @@ def _open_up(kind: str) -> Callable[[bytes], object]:
 
 def _sealed() -> tuple[bytes, ...]:
     return tuple(seal(body, SIGNER) for body in (b"{}", *_up("report")))
+
+
+def _mqtt(raw: bytes) -> object:
+    """What a device reads from its server, in two parts as they come."""
+    reader, found = mqtt.PacketReader(), []
+    for part in (raw[: len(raw) // 2], raw[len(raw) // 2 :]):
+        for packet in reader.feed(part):
+            for read in (mqtt.read_connack, mqtt.read_suback, mqtt.read_publish):
+                with contextlib.suppress(mqtt.ProtocolError):
+                    found.append(read(packet))
+    return found
 
 
 def _topic(raw: bytes) -> object:

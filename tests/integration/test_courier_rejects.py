@@ -6,10 +6,12 @@ import json
 import sys
 from typing import Any
 
+from ulid import ULID
+
 from schemas.topics import Channel, Topic, in_subject
 from services.courier.chain import MESSAGE_ID, WAY
 from tests.support.commands import cli, cli_json
-from tests.support.courier_world import ids, letters, stored
+from tests.support.courier_world import counter, ids, letters, stored
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, enrol
 
@@ -153,4 +155,30 @@ def test_state_is_not_replayed_and_options_that_contradict_are_refused(live: Liv
     assert cli_json(live, "letters", "replay", "--all") == []
     for wrong in (["replay"], ["replay", "1", "--all"], ["rejected", "--since", "soon"], ["recall", "cam-1"]):
         cli(live, "letters", *wrong, code=2)
+    cam.close()
+
+
+def test_a_letter_of_an_epoch_that_was_left_is_replayed_without_a_suspicion_of_a_clone(live: LivePlatform) -> None:
+    cam = RawDevice(live, "cam-1")
+    enrol(live, cam)
+    live.start_service("courier")
+    cam.connect()
+    cam.greet()
+    cam.send()
+    cam.settle()
+    enrol(live, cam, standing="revoked")
+    cam.send()
+    [found] = rejected(live, 1, "--reason", "revoked")
+    enrol(live, cam)
+    old = ids(cam, "normal", 2)
+    cam.epoch, cam.sent = str(ULID()), {}
+    cam.greet()
+    cam.send()
+    cam.settle()
+    # It proves nothing that an operator brings an old letter: the device itself said it in its time.
+    assert outcomes(cli_json(live, "letters", "replay", str(found["id"]))) == ["stored"]
+    cam.send()
+    cam.settle()
+    assert letters(live) == [old[0], *ids(cam, "normal", 1), old[1], ids(cam, "normal", 2)[1]]
+    assert counter(live, "causeway_clone_suspicions_total") == 0
     cam.close()

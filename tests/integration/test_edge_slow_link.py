@@ -37,8 +37,8 @@ SLOW = Shape(rate_kbit=50, delay_ms=50, seed=11)
 FAR_AND_LOSSY = Shape(delay_ms=1_000, loss=0.3, seed=12)
 URGENT_S = 10.0
 """Typically 2 s on the slow link; a busy machine gets room."""
-PIECE_S = 35.0
-"""What comes down waits for the piece before it: 150 kB at worst."""
+PIECE_S = 15.0
+"""Beside slices of pieces, of 3 s each."""
 URGENT_LOSSY_S = 60.0
 """Of a row of lost packets TCP repeats the last after 8 s again and again."""
 
@@ -153,7 +153,7 @@ def test_on_a_slow_link_what_is_urgent_passes_what_is_bulky_both_ways_and_the_co
     assert got.read_bytes() == data
     assert '"unsolicited": 0' in ship.device.log(), "a piece was asked for twice"
     assert waiting > 100, "there was bulk all the time"
-    assert ship.mark("normal") > 10, "and it moved"
+    assert ship.mark("normal") >= 4, "and it moved"
     assert figures["letters_sent_again"] == 0
     assert figures["up_bytes_per_s"] < 15_000
     assert figures["connections"] == 1

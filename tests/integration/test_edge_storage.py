@@ -55,7 +55,7 @@ def test_what_a_full_outbox_gave_up_is_told_by_name(platform: LivePlatform, tmp_
     (report,) = letters_in(platform, "losses")
     named = [name.id for loss in report.data.losses if loss.reason == "evicted" for name in loss.names]
     assert named[1:] == ids[: evicted - 1]
-    series = f'causeway_letters_given_up_total{{reason="evicted"}} {evicted}.0'
+    series = f'causeway_letters_given_up_total{{arrived="no",reason="evicted"}} {evicted}.0'
     assert series in platform.metrics("registry")
     view = eventually(lambda: show(platform, edge.address)["heartbeat"], "a heartbeat")
     assert (view["outbox"]["dropped"], view["outbox"]["storage"]) == (evicted, "disk")

@@ -17,7 +17,7 @@ from edge_runtime.settings import load_settings
 from schemas.aggregator import Artifact
 from schemas.events import DownLetter
 
-log = logs.Log(__name__)
+log = logs.Log("edge_runtime.fetching_agent")
 
 
 class Fetch:
@@ -43,13 +43,6 @@ class Fetch:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _fetch(self) -> None:
-        try:
-            await self._get()
-        except Exception as error:
-            log.error("fetch.failed", message=repr(error))
-            raise
-
-    async def _get(self) -> None:
         fetcher = self._context.parcels
         assert isinstance(fetcher, PieceFetcher)
         await fetcher.fetch(self._artifact, self._destination)

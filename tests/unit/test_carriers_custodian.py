@@ -11,12 +11,14 @@ import pytest
 
 from edge_runtime.carriers.ages import Moment
 from edge_runtime.carriers.frames import MAX_SUMMARY_BUNDLES, MAX_SUMMARY_DONE, SUMMARY, Summary, bits, keys
-from edge_runtime.carriers.packing import MAX_OPEN, REMAKE_S, Asked, Packed, Span, Waiting, plan
+from edge_runtime.carriers.packing import ASK_AGAIN_S, MAX_OPEN, REMAKE_S, Asked, Packed, Plan, Span, Waiting, plan
 from edge_runtime.carriers.port import MAX_FRAME_BYTES, Peer
 from edge_runtime.carriers.store import MAX_DONE, CarriedStore
 from schemas.bundles import MAX_CARRIED, Addressed, Contents, Parcel, write_bundle
 from schemas.envelope import Signer
 from schemas.events import PLATFORM_RECIPIENT
+from schemas.registry import EventReport
+from services.courier.ordering import LaneKey, Slip, rule
 from tests.support.carriers import COURIER, Realm, Traveller, letters_of, meet
 
 EPOCH = "01J00000000000000000000000"
@@ -255,6 +257,55 @@ def test_more_than_one_bundle_holds_goes_into_several_and_then_waits(three: list
     assert a.store.packed()[-1].spans["normal"].last == MAX_OPEN * MAX_CARRIED + 10
 
 
+def lost_if_it_comes_alone(realm: Realm, a: Traveller) -> list[int]:
+    """Sequences that the courier would skip for the sake of one open bundle, if it had no other."""
+    found = []
+    for packed in a.store.packed():
+        letters = letters_of(realm.open(a.store.fragments_of(packed.id)))
+        slips = [Slip(LaneKey("f", "d", x.epoch, x.lane), x.sequence, x.floor) for x in letters]
+        found += [n for gap in rule(slips, {}).gaps for n in range(gap.first, gap.last + 1)]
+    return found
+
+
+def test_no_bundle_has_the_courier_skip_letters_that_another_still_brings(three: list[Traveller], realm: Realm) -> None:
+    a = three[0]
+    for n in range(3):
+        a.say(f"{n}")
+    a.custodian.packer.pack()
+    for text in ("old", "new"):
+        report = EventReport(name="said", severity="info", reason="test", message=text)
+        a.outbox.add("event", report, "normal", latest="a")
+    a.custodian.packer.pack(urgent=True)
+    assert lost_if_it_comes_alone(realm, a) == [4]
+    (only,) = a.store.packed()
+    assert only.spans["normal"] == Span(1, 5), "somebody waits: one bundle holds all that waits"
+    a.say("more")
+    a.custodian.packer.pack(urgent=True)
+    assert lost_if_it_comes_alone(realm, a) == [4]
+    (only,) = a.store.packed()
+    assert only.spans["normal"] == Span(1, 6)
+    assert a.custodian.packer.pack(urgent=True) == 0, "it holds all of it"
+
+
+def test_what_does_not_fit_beside_what_is_before_a_gap_waits_for_the_answer(
+    three: list[Traveller], realm: Realm
+) -> None:
+    a = three[0]
+    for n in range(MAX_CARRIED):
+        a.say(f"{n}")
+    for text in ("old", "new"):
+        report = EventReport(name="said", severity="info", reason="test", message=text)
+        a.outbox.add("event", report, "normal", latest="a")
+    for _ in range(2):
+        a.custodian.packer.pack(urgent=True)
+        assert lost_if_it_comes_alone(realm, a) == []
+        assert [packed.spans["normal"] for packed in a.store.packed()] == [Span(1, MAX_CARRIED)]
+    a.outbox.receipt({"normal": MAX_CARRIED})
+    a.custodian.packer.pack(urgent=True)
+    (only,) = a.store.packed()
+    assert only.spans["normal"] == Span(MAX_CARRIED + 1, MAX_CARRIED + 2)
+
+
 def test_what_is_receipted_is_not_packed_and_its_bundle_is_closed(three: list[Traveller]) -> None:
     a = three[0]
     a.say("one")
@@ -303,6 +354,17 @@ WAITING = Waiting(EPOCH, {"normal": (10, 2)})
 def test_what_is_packed_next(opened: list[Packed], close: int, above: dict[str, int] | None) -> None:
     found = plan(opened, WAITING, "told", asked=Asked("told", 60.0))
     assert (len(found.close), found.above) == (close, above)
+
+
+def test_what_is_behind_a_gap_waits_for_an_answer_and_then_for_a_bundle_of_all() -> None:
+    waiting = Waiting(EPOCH, {"normal": (10, 2)}, {"normal": 5})
+    behind = [packed(3, 5)]
+    assert plan(behind, waiting, "told", asked=Asked("told", 60.0)) == Plan((), None)
+    assert plan(behind, waiting, "told", asked=Asked("told", ASK_AGAIN_S)) == Plan((behind[0].id,), {"normal": 2})
+    assert plan(behind, waiting, "told", asked=Asked("told", 1.0), urgent=True).above == {"normal": 2}
+    assert plan([packed(3, 4)], waiting, "told", asked=Asked("told", 60.0)).above == {"normal": 4}
+    full = [packed(3, 5, full=True)]
+    assert plan(full, waiting, "told", asked=Asked("told", ASK_AGAIN_S), urgent=True) == Plan((), None)
 
 
 def test_a_question_alone_is_asked_now_and_then() -> None:

@@ -110,7 +110,13 @@ def test_a_ledger_covers_no_other_lane_and_no_more_than_it_says() -> None:
 
 
 def test_a_letter_named_as_lost_that_arrived_is_told() -> None:
-    assert compare_up(sent(), arrived(), [Given("d1", "normal", 1, frozenset({"normal3"}))]).dropped_but_arrived == 1
+    for maybe in (True, False):
+        findings = compare_up(
+            sent(), arrived(), [Given("d1", "normal", 1, frozenset({"normal3"}), maybe_arrived=maybe)]
+        )
+        assert findings.dropped_but_arrived == 1
+        assert findings.denied_but_arrived == (not maybe), "a ledger may not deny what was sent"
+        assert findings.clean == maybe
 
 
 def test_effects_are_held_against_what_is_stored() -> None:

@@ -15,10 +15,11 @@ from schemas.ids import Address
 from schemas.topics import Channel, Topic
 from services.courier.errands import MAX_WAITING, Desk, Errands
 from services.courier.marks import Marks
+from services.courier.ordering import LaneKey
 from services.courier.pace import WINDOW_S, Pace, sender_of
 from services.courier.pipeline import PipelineError
-from services.courier.recalls import floor_of_recall
-from services.kit.errors import RefusedError
+from services.courier.recalls import floor_of_recall, present_epoch
+from services.kit.errors import NotFoundError, RefusedError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -155,3 +156,15 @@ async def test_errands_are_done_in_turn_and_each_caller_hears_how_it_went() -> N
     for task in many:
         task.cancel()
     await asyncio.gather(*many, return_exceptions=True)
+
+
+def test_the_epoch_of_a_recall_is_the_one_in_which_the_device_speaks() -> None:
+    cam, marks = Address("harbour", "cam-1"), Marks()
+    own, refused = "01J00000000000000000000000", "01J00000000000000000000001"
+    marks.stored(LaneKey("harbour", "cam-1", own, "control"), 1, 10)
+    # A refused enrolment by another key, then letters that only a carrier brings: neither is a voice.
+    marks.stored(LaneKey("harbour", "cam-1", refused, "control"), 1, 11)
+    marks.stored(LaneKey("harbour", "cam-1", own, "normal"), 1, 12)
+    assert present_epoch(marks, cam) == own
+    with pytest.raises(NotFoundError, match="no letter of it ever came"):
+        present_epoch(marks, Address("harbour", "cam-2"))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import Address
-from services.courier.mailboxes import Limits, Mailboxes, Waiting
+from services.courier.mailboxes import SPARE_ENTRIES, Limits, Mailboxes, Waiting
 
 A, B = Address("harbour", "a"), Address("harbour", "b")
 LIMITS = Limits(letters=8, window=3, first_s=1.0, limit_s=4.0, attempts=4)
@@ -66,6 +66,20 @@ def test_expired_letters_leave_once() -> None:
     assert sequences(boxes.expired(20.0)) == [1]
     assert boxes.expired(30.0) == []
     assert len(boxes) == 0
+
+
+def test_letters_that_come_and_go_leave_nothing_behind() -> None:
+    boxes = Mailboxes(LIMITS)
+    kept = letter(1, expires=500_000.0)
+    boxes.put(kept, 0.0)
+    for sequence in range(2, 20_000):
+        boxes.put(letter(sequence, expires=1e6 + sequence), float(sequence))
+        boxes.got(A, [f"id{sequence}"], float(sequence))
+        boxes.due(float(sequence), 10)
+    assert len(boxes._expiries) <= SPARE_ENTRIES + 2
+    assert len(boxes._schedule) <= SPARE_ENTRIES + 2
+    assert boxes.expired(400_000.0) == []
+    assert boxes.expired(600_000.0) == [kept]
 
 
 def test_a_letter_found_at_start_is_tried_less_often() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -136,6 +137,35 @@ def test_what_another_process_wrote_meanwhile_moves_behind_what_may_have_been_se
     assert [sequence for sequence, _ in bench.all_above()] == list(range(1, 29))
     assert [sequence for sequence, _ in bench.all_above()][:25] == [sequence for sequence, _ in sent]
     assert other.lanes() == {"normal": (28, 0)}
+    other.close()
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_what_a_process_that_does_not_send_had_in_memory_joins_the_end(bench, renewed) -> None:
+    bench.add(0)
+    other = bench.another()
+    other.database.limit_pages(other.database.pages())
+    theirs = [other.add("sample", Untyped(text="x" * 20_000), "normal") for _ in range(24)]
+    other.add("sample", Untyped(), "normal", latest="a")
+    theirs.append(other.add("sample", Untyped(), "normal", latest="a"))
+    assert other.storage == "memory"
+    other.database.limit_pages(1_000_000)
+    for number in range(3):
+        bench.add(number)
+    if renewed:
+        bench.outbox.receipt({"normal": 2})
+        bench.outbox.renew_epoch()
+    sent = bench.all_above()
+    bench.outbox.receipt({"normal": 2})
+    other.trim()
+    assert other.storage == "disk"
+    issued = len(sent) + 26
+    assert bench.outbox.lanes() == {"normal": (issued, 2)}, "a mark stays, and a number is given once"
+    assert bench.all_above(mark=2) == [
+        *sent[2:],
+        *zip([*range(len(sent) + 1, issued - 1), issued], theirs, strict=True),
+    ]
+    assert ("normal", issued - 1, issued - 1, "superseded", 1) in bench.losses()
     other.close()
 
 
@@ -419,6 +449,50 @@ def test_a_boat_that_is_moved_back_is_not_taken_over_again(bench) -> None:
     ids = bench.all_above()
     bench.reopen()
     assert bench.all_above() == ids
+    assert bench.losses() == []
+
+
+def test_a_boat_of_an_earlier_time_is_not_taken_over_after_another_process_moved_back(bench) -> None:
+    with bench.full_disk():
+        fill(bench)
+    bench.outbox.trim()
+    other = bench.another()
+    other.database.limit_pages(other.database.pages())
+    for _ in range(20):
+        other.add("sample", Untyped(text="x" * 20_000), "normal")
+    assert other.storage == "memory"
+    other.database.limit_pages(1_000_000)
+    other.trim()
+    assert other.storage == "disk"
+    other.close()
+    restarted_unharmed(bench)
+
+
+def test_a_boat_that_could_not_be_written_the_next_time_is_not_taken_over(bench, monkeypatch) -> None:
+    with bench.full_disk():
+        fill(bench)
+    bench.outbox.trim()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Boat, "_write", refuse)
+        with bench.full_disk():
+            fill(bench, 20)
+            assert bench.outbox.storage == "memory"
+        bench.outbox.trim()
+    assert bench.outbox.storage == "disk"
+    restarted_unharmed(bench)
+
+
+def restarted_unharmed(bench: Bench) -> None:
+    letters = bench.all_above()
+    assert len(letters) == 44
+    bench.outbox.receipt({"normal": 30})
+    bench.reopen()
+    assert bench.outbox.lanes() == {"normal": (44, 30)}
+    assert bench.all_above() == letters
     assert bench.losses() == []
 
 

@@ -69,7 +69,7 @@ def test_the_agent_imports_nothing_heavy() -> None:
     code = "import sys, edge_runtime.cli, edge_runtime.agent, edge_runtime.handlers as h, importlib\n"
     code += "[importlib.import_module(p.split(':')[0]) for p in h.PARTS]\n"
     code += "print([m for m in ('numpy', 'onnxruntime', 'tuf', 'securesystemslib', 'sklearn', 'zstandard', 'torch', "
-    code += "'typer', 'rich', 'structlog') if m in sys.modules])"
+    code += "'typer', 'rich', 'structlog', 'paho') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -98,6 +98,13 @@ def test_status_is_written_on_news_and_told_to_people(tmp_path) -> None:
     text = as_text(status)
     assert "a/b: not connected (no answer)" in text
     assert "the disk is full" in text
+    ways = {"control": {"transport": "wait", "reason": "offline for 90 s"}}
+    carriers = {"transport": "wait", "reason": "offline for 0 s", "carried": {"fragments": 0}}
+    text = as_text(
+        status | {"outbox": {"superseded": 4}, "carriers": carriers, "figures": {"explanation": {"ways": ways}}}
+    )
+    assert "4 replaced by newer ones" in text
+    assert "wait: offline for 90 s" in text
     path.write_text("{")
     with pytest.raises(ConfigError):
         read_status(path)

@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.errors import OutboxError
 from edge_runtime.letters import losses as module
+from edge_runtime.letters import outbox
 from edge_runtime.letters.sending import Run
 from edge_runtime.settings import OutboxLimits
 from schemas.courier import Losses
@@ -57,6 +58,52 @@ def test_what_is_lost_after_a_report_is_in_the_next(bench) -> None:
     assert flat(told(bench)) == [("normal", n, "evicted") for n in range(1, len(flat(told(bench))) + 1)]
     assert bench.losses()[0] == ("normal", 1, 5, "evicted", 5)
     assert bench.rows("SELECT count(*) FROM losses WHERE report IS NULL") == [(0,)]
+
+
+def maybe_arrived(bench: Bench) -> list[tuple[int, int, bool]]:
+    bench.outbox.report_losses()
+    found = [loss for report in told(bench) for loss in report.losses if loss.letters and loss.lane == "normal"]
+    return sorted((loss.first, loss.last, loss.maybe_arrived) for loss in found)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_ledger_tells_what_was_sent_from_what_was_not(bench, monkeypatch, restarted) -> None:
+    monkeypatch.setattr(outbox, "RELEASE_AHEAD", 2)
+    for number in range(90):
+        bench.add(number)
+    bench.outbox.load("normal", Run(1, 8))
+    if restarted:
+        bench.reopen()
+    for number in range(20):
+        bench.add(number)
+    assert maybe_arrived(bench) == [(1, 10, True), (11, 20, False)], "noted ahead by two"
+
+
+def test_what_was_sent_before_a_new_epoch_may_have_arrived_in_the_old(bench, monkeypatch) -> None:
+    monkeypatch.setattr(outbox, "RELEASE_AHEAD", 0)
+    for number in range(90):
+        bench.add(number)
+    bench.outbox.load("normal", Run(1, 4))
+    bench.outbox.receipt({"normal": 2})
+    bench.outbox.renew_epoch()
+    for number in range(6):
+        bench.add(number)
+    assert maybe_arrived(bench) == [(1, 2, True), (3, 4, False)]
+
+
+def test_what_was_sent_from_memory_may_have_arrived(bench, monkeypatch) -> None:
+    monkeypatch.setattr(outbox, "RELEASE_AHEAD", 0)
+    first = [bench.add(number) for number in range(3)]
+    with bench.full_disk():
+        for number in range(30):
+            bench.add(number, text="x" * 20_000)
+        assert bench.outbox.storage == "memory"
+        bench.outbox.load("normal", Run(1, len(first)))
+    bench.outbox.trim()
+    for number in range(95):
+        bench.add(number)
+    (sent, *_) = maybe_arrived(bench)
+    assert sent == (1, 3, True)
 
 
 def test_a_report_that_was_given_up_is_told_again(bench, monkeypatch) -> None:

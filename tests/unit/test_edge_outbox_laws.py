@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge_runtime.errors import OutboxError
-from edge_runtime.letters import shelf
+from edge_runtime.letters import outbox, shelf
 from edge_runtime.letters.outbox import Entry, Outbox
 from edge_runtime.letters.retention import Amount
 from edge_runtime.letters.sending import Run
@@ -61,6 +61,8 @@ class Life(RuleBasedStateMachine):
         self.added: set[str] = set()
         self.renewed = self.failed = False
         self.vanished: set[str] = set()
+        self.other: Outbox | None = None
+        self.ahead, outbox.RELEASE_AHEAD = outbox.RELEASE_AHEAD, 0
         self.narrow()
 
     def narrow(self, outbox: Outbox | None = None) -> None:
@@ -87,6 +89,30 @@ class Life(RuleBasedStateMachine):
         with contextlib.suppress(OutboxError):
             self.added.add(other.add("sample", Untyped(), lane, latest=key))
         other.close()
+
+    @precondition(lambda self: self.other is None and not self.full)
+    @rule()
+    def the_disk_fails_for_another_process(self) -> None:
+        self.other = self.bench.another()
+        self.narrow(self.other)
+        self.other.database.read("PRAGMA query_only=1")
+
+    @precondition(lambda self: self.other is not None)
+    @rule(lane=lanes, key=keys)
+    def another_process_adds_in_memory(self, lane, key) -> None:
+        assert self.other is not None
+        with contextlib.suppress(OutboxError):
+            self.added.add(self.other.add("sample", Untyped(), lane, latest=key))
+
+    @precondition(lambda self: self.other is not None and not self.full)
+    @rule()
+    def the_disk_mends_for_another_process(self) -> None:
+        assert self.other is not None
+        self.other.database.read("PRAGMA query_only=0")
+        self.other._store.bring_back()
+        assert self.other.storage == "disk"
+        self.other.close()
+        self.other = None
 
     @rule(lane=lanes, count=st.integers(1, 6), answered=st.booleans())
     def send(self, lane, count, answered) -> None:
@@ -184,9 +210,12 @@ class Life(RuleBasedStateMachine):
         try:
             if self.full:
                 self.disk_mends()
+            if self.other is not None:
+                self.the_disk_mends_for_another_process()
             self.deliver_all()
             self.judge()
         finally:
+            outbox.RELEASE_AHEAD = self.ahead
             self.outbox.close()
             self.folder.cleanup()
 
@@ -214,6 +243,8 @@ class Life(RuleBasedStateMachine):
         assert all(loss.letters == len(loss.names) for loss in told if loss.reason != "disk")
         if self.failed:
             return  # what was sent could not be noted for the other process
+        denied = {name.id for loss in told if not loss.maybe_arrived for name in loss.names}
+        assert not denied & set(self.courier.taken), "the ledger denies what arrived"
         replaced = {name.id for loss in told if loss.reason == "superseded" for name in loss.names}
         assert not replaced & set(self.courier.taken), "a letter was replaced after it was sent"
 

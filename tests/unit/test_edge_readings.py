@@ -118,6 +118,8 @@ def test_a_data_set_counts_once_its_file_is_there(tmp_path) -> None:
     [
         ("[datasetz]", "datasetz: there is no such name; known are carriers, datasets, estimators, heartbeat_s"),
         ("[limits]\nmax_cpu = 3", "limits.max_cpu: there is no such name; known are bulk_on_metered, max_act"),
+        ("stat = 1\n[limits]\nmax_cpu = 3", "tasks, training; known are carriers, datasets"),
+        ("[neighbours]\npeers = ['here']", "'here' is not of the form host:port"),
     ],
 )
 def test_a_misspelt_setting_is_named_with_those_that_there_are(tmp_path, text, said) -> None:

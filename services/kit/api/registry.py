@@ -94,6 +94,8 @@ class LossTotals(BaseModel):
 
     letters: dict[LossReason, int] = {}
     """How many, by reason."""
+    maybe_arrived: int = 0
+    """How many of them may have been sent before they were given up, so that IN may hold them all the same."""
     newest: list[Loss] = []
     """The last ranges that were told, newest first, with some of their names."""
 
