@@ -59,7 +59,7 @@ class _Batch:
     found: dict[Address, Suspicion] = field(default_factory=dict)
     admitted: dict[tuple[LaneKey, int], Opened] = field(default_factory=dict)
     voices: dict[Address, Opened] = field(default_factory=dict)
-    epochs: dict[Address, set[str]] = field(default_factory=dict)
+    epochs: dict[Address, dict[str, None]] = field(default_factory=dict)
 
 
 class CloneWatch:
@@ -149,8 +149,12 @@ class CloneWatch:
         if voice is None or voice.epoch == epoch or letter.kind == ENROL:
             return None
         known = [*marks.epochs(address), *batch.epochs.get(address, ())]
+        released = self._released_at(address)
         # A release lets either of two bodies go on, in whichever epoch it speaks.
-        if epoch not in known or voice.at <= self._released_at(address):
+        if epoch not in known or voice.at <= released:
+            return None
+        # An epoch that began later may be known by what is no voice: by its enrol letter, or by what was carried.
+        if not released and voice.epoch in known and known.index(epoch) > known.index(voice.epoch):
             return None
         return Suspicion(
             "old_epoch",
@@ -173,6 +177,6 @@ def _name(letter: Opened) -> tuple[LaneKey, int, str]:
 def _admit(letter: Opened, batch: _Batch) -> None:
     address = letter.address
     batch.admitted[letter.slip.key, letter.slip.sequence] = letter
-    batch.epochs.setdefault(address, set()).add(letter.slip.key.epoch)
+    batch.epochs.setdefault(address, {})[letter.slip.key.epoch] = None
     if not letter.carried and letter.kind != ENROL:
         batch.voices[address] = letter

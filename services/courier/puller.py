@@ -101,7 +101,7 @@ class Puller:
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
             self._buffer.append(message)
-            self._outstanding -= 1
+            self._outstanding = max(0, self._outstanding - 1)
         elif status in _EMPTY:
             self._outstanding = 0
         else:

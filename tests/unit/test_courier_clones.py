@@ -155,6 +155,21 @@ def test_a_release_lets_either_body_go_on_and_finds_the_other_again() -> None:
     assert found.epochs == (E2, E1)
 
 
+@pytest.mark.parametrize("first", [{"kind": ENROL, "lane": "control"}, {"carried": True}])
+def test_a_new_epoch_whose_first_letter_was_an_enrol_letter_or_carried_is_no_second_body(first) -> None:
+    intake = Intake()
+    assert intake.take(letter(1), letter(2)) == []
+    assert intake.take(letter(1, epoch=E2, **first)) == []
+    lane = first.get("lane", "normal")
+    assert intake.take(letter(2, epoch=E2, lane=lane)) == []
+    # The one that goes on in the epoch before is.
+    [found] = intake.take(letter(3))
+    assert found.epochs == (E1, E2)
+    together = Intake()
+    together.take(letter(1))
+    assert together.take(letter(1, epoch=E3, **first), letter(2, epoch=E3, lane=lane)) == []
+
+
 def test_what_could_not_be_proven_is_taken_for_what_it_says() -> None:
     intake = Intake()
     intake.take(letter(1), letter(2))
