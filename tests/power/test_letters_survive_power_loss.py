@@ -18,7 +18,9 @@ from tests.power.disk import read_log
 from tests.power.recording import cuts, lay_out, record
 from tests.power.workloads.outbox import LIMITS
 
-KILLS = 400 if os.environ.get("CAUSEWAY_LONG") else 8
+LONG = bool(os.environ.get("CAUSEWAY_LONG"))
+KILLS = 400 if LONG else 8
+pytestmark = pytest.mark.timeout(1_800 if LONG else 180)
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
