@@ -114,12 +114,19 @@ def _show_links(links: dict[str, Any]) -> None:
         f"{links['whole_mean_hours']:.1f} h; '>' is beyond the run",
         soft_wrap=True,
     )
-    connected = links["connected"]
+    for name, what in (
+        ("connected", "written while connected"),
+        ("after_waiting", "waited, then from the link's return"),
+    ):
+        found = links[name]
+        console.print(
+            f"{what}: {found['letters']} letters, in real time p50 {_figure(found['p50_ms'])} ms, "
+            f"p99 {_figure(found['p99_ms'])} ms",
+            soft_wrap=True,
+        )
     console.print(
-        f"written while connected: {connected['letters']}, in real time p50 {_figure(connected['p50_ms'])} ms, "
-        f"p99 {_figure(connected['p99_ms'])} ms; largest difference to theory beyond "
-        f"{links['resolution_hours']:.2f} h: {links['largest_difference']:.3f}; "
-        f"stored twice {links['twice']}",
+        f"largest difference beyond {links['resolution_hours']:.2f} h: to theory {links['largest_difference']:.3f}, "
+        f"to what this trace allows {links['largest_difference_to_trace']:.3f}; stored twice {links['twice']}",
         soft_wrap=True,
     )
 

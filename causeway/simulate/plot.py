@@ -57,8 +57,10 @@ def plot(
 
 def _links(axes: Any, scenario: Scenario, outcome: Outcome) -> None:
     measured, theory = Distribution.of(outcome.delays), DirectDelivery(scenario.availability)
+    possible = Distribution.of(outcome.possible)
     times = [_LEAST_HOURS * (scenario.hours / _LEAST_HOURS) ** (point / (_POINTS - 1)) for point in range(_POINTS)]
     axes.plot(times, [theory.within(t) for t in times], "k--", label="theory: renewal process")
+    axes.step(times, [possible.within(t) for t in times], "k:", where="post", label="this trace, and no other delay")
     axes.step(times, [measured.within(t) for t in times], where="post", label="simulated: real MQTT")
     axes.set_xscale("log")
     _label(axes, f"trace {scenario.trace}, {scenario.devices} devices, {outcome.written} letters")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from causeway.simulate.meetings import World
 from causeway.simulate.run import HOUR_S, Outcome, Scenario
-from causeway.simulate.statistics import Distribution
+from causeway.simulate.statistics import Delay, Distribution
 from causeway.simulate.theory import DirectDelivery, binary_spray, direct_meeting, epidemic, spray_and_wait_bound
 from schemas.bundles import MAX_COPIES
 
@@ -21,7 +21,8 @@ MEETINGS = "no network: who meets whom is simulated, what they hand over is deci
 def links_report(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
     """Direct delivery over links that come and go."""
     measured, theory = Distribution.of(outcome.delays), DirectDelivery(scenario.availability)
-    at_once = Distribution.of(outcome.connected)
+    possible = Distribution.of(outcome.possible)
+    at_once, after_waiting = Distribution.of(outcome.connected), Distribution.of(_added(outcome))
     resolution = RESOLUTION_S * scenario.hours_per_s
     off = scenario.availability.off
     unit = off.mean if off is not None else None
@@ -51,10 +52,9 @@ def links_report(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
         "whole_mean_hours": theory.mean,
         "resolution_hours": resolution,
         "largest_difference": measured.distance(theory.within, resolution),
-        "connected": {
-            "letters": len(outcome.connected),
-            **{f"p{p}_ms": _ms(at_once.quantile(p / 100), scenario) for p in QUANTILES},
-        },
+        "largest_difference_to_trace": measured.distance(possible.within, resolution),
+        "connected": _clock(at_once, scenario),
+        "after_waiting": _clock(after_waiting, scenario),
     }
 
 
@@ -82,6 +82,17 @@ def meetings_report(world: World, delays: Mapping[str, tuple[Distribution, float
             "theory_bound_units": bounds[name] / world.mean_meeting if name in bounds else None,
         }
     return {"what": MEETINGS, "nodes": world.nodes, "mean_meeting_hours": world.mean_meeting, "strategies": found}
+
+
+def _added(outcome: Outcome) -> Iterator[Delay]:
+    """What letters that found no link waited beyond the moment when it returned."""
+    for delay, possible in zip(outcome.delays, outcome.possible, strict=True):
+        if possible.delivered and possible.hours > 0:
+            yield Delay(max(0.0, delay.hours - possible.hours), delay.delivered)
+
+
+def _clock(found: Distribution, scenario: Scenario) -> dict[str, Any]:
+    return {"letters": found.letters, **{f"p{p}_ms": _ms(found.quantile(p / 100), scenario) for p in QUANTILES}}
 
 
 def _ms(hours: float | None, scenario: Scenario) -> float | None:

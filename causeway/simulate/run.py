@@ -82,6 +82,7 @@ class Outcome:
 
     Attributes:
         delays: of each, in hours of the trace.
+        possible: the same letters' delays if nothing but the trace made them wait.
         connected: those of letters that were written while there was a link.
         written: how many the outboxes took.
         stored: how many of these the platform holds, whenever they came.
@@ -90,6 +91,7 @@ class Outcome:
     """
 
     delays: tuple[Delay, ...]
+    possible: tuple[Delay, ...]
     connected: tuple[Delay, ...]
     written: int
     stored: int
@@ -160,7 +162,7 @@ def judge(
     for letter_id, at in arrivals:
         twice += letter_id in stored
         stored.setdefault(letter_id, at)
-    delays, connected = [], []
+    delays, possible, connected = [], [], []
     known = set()
     for device, letters in zip(schedules, written, strict=True):
         for letter_id, at in letters:
@@ -171,10 +173,13 @@ def judge(
             # Both clocks are this machine's; a letter may be stored within the resolution of its own moment.
             delay = Delay(max(0.0, end - at), delivered)
             delays.append(delay)
-            if any(begin <= at < until for begin, until in device.periods):
+            linked = next((max(begin, at) for begin, until in device.periods if at < until), None)
+            possible.append(Delay(max(0.0, (scenario.hours if linked is None else linked) - at), linked is not None))
+            if linked == at:
                 connected.append(delay)
     return Outcome(
         tuple(delays),
+        tuple(possible),
         tuple(connected),
         written=len(known),
         stored=len(known & set(stored)),

@@ -39,8 +39,9 @@ def test_what_was_written_while_there_was_a_link_is_there_and_nothing_twice(
 
 
 def test_delays_follow_the_off_times_of_the_trace(scenario: Scenario, outcome: Outcome) -> None:
-    delays = Distribution.of(outcome.delays)
-    assert 0 < delays.delivered < delays.letters
+    delays, possible = Distribution.of(outcome.delays), Distribution.of(outcome.possible)
+    assert 0 < delays.delivered <= possible.delivered < delays.letters
+    assert delays.distance(possible.within, scenario.hours_per_s) < 0.1
     # Six devices have six phases only, so that the share of time with a link is a rough one.
     assert delays.distance(DirectDelivery(scenario.availability).within, scenario.hours_per_s) < 0.35
     longest = max(delay.hours for delay in outcome.delays if delay.delivered)
