@@ -33,6 +33,7 @@ from bench.platform import BenchDevice, enrol, mint, on_bus, pid_of, started, st
 from bench.processes import cpu_s, free_port, listens, read_json, running, until
 from bench.report import BenchError, Target, arguments, conduct, percentile, say
 from bench.roundtrip import Pace, connected, up
+from bench.stall import probing
 from services.courier.ordering import parse_message_id
 from services.courier.puller import scan
 from services.kit.bus import Bus
@@ -189,17 +190,22 @@ async def mqtt_qos1(load: Load) -> dict[str, Any]:
 
 
 async def receipts(load: Load) -> dict[str, float]:
-    """Letter to verified receipt at a steady rate over TLS; first spread over many devices, then from few."""
+    """Letter to verified receipt at a steady rate over TLS; first spread over many devices, then from few.
+
+    Returns:
+        The figures; after a stall how long it was, and what the disk and the processors did meanwhile.
+    """
     pace = Pace(
         devices=round(load.rate / 2), busy_devices=max(1, round(load.rate / 20)), per_s=load.rate, seconds=load.seconds
     )
     async with state_folder(tls=True) as (state, settings), started(state, SERVICES):
-        spread, coalesced = await _receipts(state, settings, pace)
+        with probing(state.root) as probe:
+            spread, coalesced = await _receipts(state, settings, pace)
     return {
         "receipt_p50_ms": round(1_000 * percentile(spread, 50), 2),
         "receipt_p99_ms": round(1_000 * percentile(spread, 99), 2),
         "receipt_coalesced_p99_ms": round(1_000 * percentile(coalesced, 99), 2),
-    }
+    } | probe.explain(max(spread + coalesced))
 
 
 async def _receipts(state: StateFolder, settings: Settings, pace: Pace) -> tuple[list[float], list[float]]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from services.kit.bus import Bus
 from services.kit.errors import PlatformError
 
 NO_RESPONDERS = "503"
@@ -54,8 +54,8 @@ class _Batch:
 class Pipeline:
     """Sends batches and collects their answers over an inbox of its own."""
 
-    def __init__(self, nc: Client, timeout_s: float) -> None:
-        self._nc = nc
+    def __init__(self, bus: Bus, timeout_s: float) -> None:
+        self._bus = bus
         self._timeout_s = timeout_s
         self._inbox = ""
         self._batches: dict[str, _Batch] = {}
@@ -63,14 +63,16 @@ class Pipeline:
 
     async def open(self) -> None:
         """Subscribe to the inbox; nats-py renews it on reconnect."""
-        self._inbox = self._nc.new_inbox()
-        await self._nc.subscribe(f"{self._inbox}.*.*", cb=self._answered)
+        nc = self._bus.nc
+        self._inbox = nc.new_inbox()
+        await nc.subscribe(f"{self._inbox}.*.*", cb=self._answered)
+        self._bus.on_disconnect(self._give_up)
 
     async def ask(self, requests: Sequence[Request]) -> list[Msg]:
         """Send all, in order, and return their answers in the same order.
 
         Raises:
-            PipelineError: if not all were answered in time, the connection is closed, or its buffer is full.
+            PipelineError: if not all were answered in time, the connection is lost or closed, or its buffer is full.
         """
         if not requests:
             return []
@@ -83,7 +85,7 @@ class Pipeline:
                 for index, request in enumerate(requests):
                     headers = dict(request.headers) if request.headers else None
                     reply = f"{self._inbox}.{name}.{index}"
-                    await self._nc.publish(request.subject, request.payload, reply=reply, headers=headers)
+                    await self._bus.nc.publish(request.subject, request.payload, reply=reply, headers=headers)
                 await batch.done
         except (TimeoutError, NatsError) as error:
             raise PipelineError(
@@ -92,7 +94,18 @@ class Pipeline:
             ) from error
         finally:
             del self._batches[name]
+        if batch.missing:
+            raise PipelineError(
+                f"{batch.missing} of {len(requests)} requests to {requests[0].subject} were not answered before the "
+                "connection was lost: they are tried again when it is back"
+            )
         return [batch.answers[index] for index in range(len(requests))]
+
+    def _give_up(self) -> None:
+        # A server that comes back does not answer what it was asked before.
+        for batch in self._batches.values():
+            if not batch.done.done():
+                batch.done.set_result(None)
 
     async def _answered(self, message: Msg) -> None:
         _, name, index = message.subject.rsplit(".", 2)

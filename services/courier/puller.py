@@ -1,12 +1,16 @@
-"""Reading a stream in bursts: one pull request at a time, handing out whatever has arrived.
+"""Reading a stream in bursts: a pull request is always waiting at the server, and whatever has arrived is handed out.
 
 nats-py's `fetch` either waits for a full batch or makes two requests for each; this one returns the first burst at
 once, and tells an empty stream from a consumer that is gone.
+
+nats-server before 2.9.15 drops a request without a word if a message comes just when it expires (mended by its PR
+3942), and any answer may get lost. So no request is waited for to its end: the next one is made before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncIterator
@@ -21,6 +25,8 @@ from services.kit.errors import PlatformError
 
 SCAN_BATCH = 1_000
 GRACE_S = 2.0
+RENEW = 0.8
+"""After this part of its life a request is followed by the next."""
 INACTIVE_S = 60.0
 QUIET_S = 1.0
 _EMPTY = frozenset({"404", "408"})
@@ -42,14 +48,18 @@ class Puller:
         self._inbox = nc.new_inbox()
         self._subscription: Subscription | None = None
         self._buffer: deque[Msg] = deque()
+        self._requests = 0
         self._outstanding = 0
+        self._renew_at = 0.0
+        self._asked_at: float | None = None
+        self._expired = False
         self._broken: str | None = None
         self._nudged = False
         self._arrived = asyncio.Event()
 
     async def open(self) -> None:
         """Listen for what will be pulled."""
-        self._subscription = await self._nc.subscribe(self._inbox, cb=self._receive)
+        self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._receive)
 
     async def close(self) -> None:
         """Stop listening."""
@@ -74,36 +84,47 @@ class Puller:
             PullError: if the consumer is gone or silent.
         """
         if not self._buffer:
-            if not self._outstanding:
-                await self._request(limit, wait_s)
-            await self._wait(wait_s + GRACE_S)
+            await self._wait(limit, wait_s)
         return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
-    async def _request(self, limit: int, wait_s: float) -> None:
-        self._outstanding = limit
-        self._arrived.clear()
-        request = {"batch": limit, "expires": int(wait_s * 1e9)}
-        await self._nc.publish(self._next, json.dumps(request).encode(), reply=self._inbox)
-
-    async def _wait(self, timeout_s: float) -> None:
-        if self._broken is None and not self._buffer and not self._nudged:
+    async def _wait(self, limit: int, wait_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._expired = False
+        while not (self._buffer or self._nudged or self._expired or self._broken is not None):
             self._arrived.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
+            if not self._outstanding or loop.time() >= self._renew_at:
+                await self._request(limit, wait_s)
+            silent_at = (self._asked_at or loop.time()) + wait_s + GRACE_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(self._renew_at, silent_at)):
                     await self._arrived.wait()
-            except TimeoutError as error:
-                raise PullError(f"pull from {self._stream}: no answer within {timeout_s} s") from error
+            if self._asked_at is not None and loop.time() >= silent_at:
+                self._broken = f"no answer within {wait_s + GRACE_S} s"
         self._nudged = False
         if self._broken is not None:
             raise PullError(f"pull from {self._stream}: {self._broken}")
 
+    async def _request(self, limit: int, wait_s: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._requests += 1
+        self._outstanding, self._renew_at = limit, now + RENEW * wait_s
+        self._asked_at = self._asked_at or now
+        request = {"batch": limit, "expires": int(wait_s * 1e9)}
+        await self._nc.publish(self._next, json.dumps(request).encode(), reply=self._reply())
+
+    def _reply(self) -> str:
+        return f"{self._inbox}.{self._requests}"
+
     async def _receive(self, message: Msg) -> None:
+        self._asked_at = None
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
             self._buffer.append(message)
             self._outstanding = max(0, self._outstanding - 1)
         elif status in _EMPTY:
-            self._outstanding = 0
+            self._expired = True
+            if message.subject == self._reply():
+                self._outstanding = 0
         else:
             self._broken = f"{status} {message.headers.get('Description', '') if message.headers else ''}".strip()
         self._arrived.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from schemas.ids import Address
@@ -24,7 +26,7 @@ def entries(*sequences: int) -> list[Entry]:
 
 
 async def writer(bus: Bus) -> tuple[Chain, MarksStore]:
-    pipeline = Pipeline(bus.nc, 5.0)
+    pipeline = Pipeline(bus, 5.0)
     await pipeline.open()
     return Chain(pipeline, fence_subject()), MarksStore(bus, pipeline)
 
@@ -87,5 +89,23 @@ async def test_a_missing_stream_is_an_error_and_no_silence(live: LivePlatform) -
         chain, _ = await writer(bus)
         with pytest.raises(PipelineError, match="does not answer"):
             await chain.fence()
+    finally:
+        await bus.close()
+
+
+async def test_what_a_killed_server_was_asked_is_not_waited_for(live: LivePlatform) -> None:
+    bus = await connect(live.state, live.settings, "courier")
+    try:
+        await ensure_owned(bus.js, "courier")
+        chain, _ = await writer(bus)
+        await chain.fence()
+        live.kill("nats-server")
+        with pytest.raises(PipelineError, match="before the connection was lost"):
+            # Half of what the pipeline itself would wait.
+            async with asyncio.timeout(2.5):
+                await chain.append(entries(1, 2))
+        live.start_bus()
+        await chain.fence()
+        assert await chain.append(entries(3))
     finally:
         await bus.close()
