@@ -44,6 +44,7 @@ MAX_SEALED_BYTES = MAX_FRAGMENT_BYTES * MAX_FRAGMENTS
 MAX_CONTENTS_BYTES = 4 << 20
 MAX_CARRIED = 512
 MAX_ACKNOWLEDGED = 128
+MAX_CERTIFICATE_CHARS = 2_048
 MAX_FRAME_BYTES = 48 * 1_024
 _MAGIC = b"CWB1"
 _LENGTH = struct.Struct(">I")
@@ -76,7 +77,9 @@ class BundleHead(Message):
     priority: Lane
     fragment: Fragment
     acknowledges: Annotated[list[Ulid], Field(max_length=MAX_ACKNOWLEDGED)] = []
-    """Bundles whose contents the courier has stored: every carrier may let its copies go."""
+    """Bundles of the destination whose contents the courier has stored: every carrier may let its copies go."""
+    certificate: Annotated[Base64, Field(max_length=MAX_CERTIFICATE_CHARS)] | None = None
+    """Of a device, DER: so that carriers who never met it can tell its heads from forged ones."""
 
 
 class Way(Message):
@@ -160,6 +163,7 @@ class Addressed:
     lifetime_s: int
     priority: Lane
     acknowledges: tuple[str, ...] = ()
+    certificate: str | None = None
 
 
 def write_bundle(contents: Contents, to: Addressed, *, seal_key: bytes, signer: Signer) -> list[Parcel]:
@@ -262,6 +266,7 @@ def _parcel(part: bytes, index: int, count: int, to: Addressed, signer: Signer) 
         priority=to.priority,
         fragment=Fragment(index=index, count=count, sha256=hashlib.sha256(part).hexdigest()),
         acknowledges=list(to.acknowledges),
+        certificate=to.certificate,
     )
     head_bytes = seal(head.write(), signer, BUNDLE_TYPE)
     return Parcel(head, parse(head_bytes, BUNDLE_TYPE), head_bytes, Way(), part)

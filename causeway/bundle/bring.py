@@ -46,6 +46,8 @@ class ImportReport(BaseModel):
     origins: list[OriginReport]
     receipts: int
     """Devices for whom a receipt now lies in the folder."""
+    left: int = 0
+    """Files that were not looked at, since there were too many."""
 
     @property
     def refused(self) -> bool:
@@ -68,7 +70,7 @@ async def bring(
         OSError: if the folder cannot be read or written.
     """
     waiting, ends, receipts = folder.up(), dict[str, BundleImportAnswer](), set[Address]()
-    total, before = len(waiting), -1
+    total, before, left = len(waiting), -1, folder.beyond()
     # Again for as long as it helps: a bundle may have come before one that holds earlier letters.
     while waiting and len(waiting) != before:
         before = len(waiting)
@@ -84,7 +86,7 @@ async def bring(
                     file.path.unlink()
                 del waiting[bundle]
             progress(total - len(waiting), total)
-    return ImportReport(origins=_by_origin(ends.values()), receipts=len(receipts))
+    return ImportReport(origins=_by_origin(ends.values()), receipts=len(receipts), left=left)
 
 
 async def _bring(platform: Importer, files: Iterable[BundleFile]) -> BundleImportAnswer:

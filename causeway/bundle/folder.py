@@ -14,10 +14,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.carriers.listing import fragments
 from edge_runtime.carriers.pieces import read_piece_file
 from edge_runtime.folder import write_durable
 from schemas.bundles import MAX_FRAME_BYTES, MAX_LIFETIME_S
-from schemas.errors import TopicError
 from schemas.ids import Address
 from services.kit.errors import RefusedError
 
@@ -61,20 +61,13 @@ class BundleFolder:
         """Fragments for the platform by bundle, the bundle that was made first in front."""
         return _listed(self.base / "up")
 
+    def beyond(self) -> int:
+        """Fragments for the platform of which there are too many to look at in one go."""
+        return fragments(self.base / "up").left
+
     def down(self, address: Address) -> dict[str, list[BundleFile]]:
         """Fragments for a device by bundle."""
         return _listed(self._down(address))
-
-    def devices(self) -> list[Address]:
-        """Devices that the folder has something for."""
-        found = []
-        for path in sorted((self.base / "down").glob("*.*")):
-            fleet, _, device = path.name.partition(".")
-            try:
-                found.append(Address(fleet, device))
-            except TopicError:
-                continue  # whatever it is, it is not ours
-        return found
 
     def put_down(self, address: Address, bundle: str, frames: list[bytes]) -> None:
         """Write all fragments of a bundle for a device."""
@@ -117,7 +110,7 @@ class BundleFolder:
 
 def _listed(folder: Path) -> dict[str, list[BundleFile]]:
     found: dict[str, list[BundleFile]] = {}
-    for path in folder.glob("*.bundle"):
+    for path in fragments(folder).paths:
         match = _NAME.fullmatch(path.name)
         if match is not None and path.is_file() and not path.is_symlink():
             found.setdefault(match[1], []).append(BundleFile(match[1], int(match[2]), path))

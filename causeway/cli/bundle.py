@@ -16,6 +16,7 @@ from causeway.bundle.folder import BundleFolder
 from causeway.bundle.pieces import Copier
 from causeway.cli.common import (
     DEFAULT_STATE,
+    EXIT_NOT_FOUND,
     EXIT_REFUSED,
     Json,
     State,
@@ -27,12 +28,11 @@ from causeway.cli.common import (
     run,
     table,
 )
+from causeway.cli.options import address
 from causeway.sdk import Orchestrator
 from schemas.ids import Address
 from services.kit.artifacts import open_store
 from services.kit.errors import NotFoundError, SettingsError
-from services.kit.folder import StateFolder
-from services.kit.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Carry letters and models to and from devices in a folder.")
 
@@ -82,13 +82,14 @@ def export_bundles(
 ) -> None:
     """Write what waits for devices into a folder: receipts, letters, trust, and the models that they name.
 
+    A device or release that cannot be had is told, and leaves the others be; the exit code then is 3 or 4.
+
     Example: causeway bundle export /media/stick --device harbour/cam-1
     """
     with explained():
         if bool(device) == everyone:
             raise SettingsError("export bundles: name devices with --device or all with --all, not both")
-        fleet = load_settings(StateFolder(state.absolute())).fleet
-        named = [_address(text, fleet) for text in device or ()]
+        named = [address(text, state) for text in device or ()]
         releases = [_release(text) for text in release or ()]
     with _bar("copying", DownloadColumn(), quiet=as_json) as progress:
 
@@ -103,6 +104,12 @@ def export_bundles(
         print_json(report)
     else:
         _show_export(report, folder)
+    for each in report.left_out:
+        what = f"{each.fleet}/{each.device}" + (f", release {each.release}" if each.release else "")
+        errors.print(f"left out: {what}: {each.message}", markup=False, highlight=False, soft_wrap=True)
+    if report.left_out:
+        missing = all(each.code == "not_found" for each in report.left_out)
+        raise typer.Exit(EXIT_NOT_FOUND if missing else EXIT_REFUSED)
 
 
 def _show_import(report: ImportReport, folder: Path) -> None:
@@ -118,6 +125,11 @@ def _show_import(report: ImportReport, folder: Path) -> None:
     table(f"bundles of {counted(len(rows), 'device')}", columns, rows)
     for reason in [reason for origin in report.origins for reason in origin.reasons]:
         errors.print(f"refused: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if report.left:
+        errors.print(
+            f"not looked at: {counted(report.left, 'file')}, since there are too many; import again, to look at others",
+            soft_wrap=True,
+        )
     if report.receipts:
         console.print(f"wrote receipts for {counted(report.receipts, 'device')}; carry the folder back to them")
     console.print(f"next: [bold]causeway bundle export {folder} --all[/] adds what waits for them", soft_wrap=True)
@@ -150,11 +162,6 @@ def _bar(what: str, column: ProgressColumn, *, quiet: bool) -> Iterator[Callable
     ) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _address(text: str, fleet: str) -> Address:
-    first, separator, rest = text.partition("/")
-    return Address(first, rest) if separator else Address(fleet, first)
 
 
 def _release(text: str) -> tuple[str, str | None]:

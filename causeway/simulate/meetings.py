@@ -69,7 +69,7 @@ class Journey:
     def begin(cls, world: World, copies: int) -> Journey:
         """Node 0 is its origin."""
         letter = Carried(
-            key=("simulated", 0),
+            key=("simulated", "letter"),
             origin=_name(0),
             destination=PLATFORM_RECIPIENT,
             priority="normal",

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -77,6 +78,30 @@ def recognise(certificate: bytes | None, platform: str, own: Address, now: datet
     if expires <= now:
         raise NeighbourError(f"the certificate of {address} ended at {expires.isoformat()}", reason="expired")
     return Neighbour(address, key.public_bytes_raw(), expires)
+
+
+def vouched(certificate: bytes, ca_pem: str, platform: str, own: Address, now: datetime) -> Neighbour:
+    """Who a certificate (DER) speaks for that came with a bundle: the chain is checked here.
+
+    Raises:
+        NeighbourError: as `recognise`, or `unknown_ca`.
+    """
+    try:
+        parsed = x509.load_der_x509_certificate(certificate)
+        authorities = x509.load_pem_x509_certificates(ca_pem.encode())
+    except ValueError as error:
+        raise NeighbourError(f"a certificate cannot be read: {error}", reason="bad_certificate") from error
+    if not any(_issued(parsed, authority) for authority in authorities):
+        raise NeighbourError("a certificate is not of this platform", reason="unknown_ca")
+    return recognise(certificate, platform, own, now)
+
+
+def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def contexts(identity: Identity) -> tuple[ssl.SSLContext, ssl.SSLContext]:

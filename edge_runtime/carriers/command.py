@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.carriers.folder import Exported, FolderCarrier, Imported
+from edge_runtime.carriers.folder import FolderCarrier
+from edge_runtime.carriers.reports import Exported, Imported
 from edge_runtime.carriers.station import Ground, open_station, piece_folder
 from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import ConfigError
@@ -29,11 +30,13 @@ class Told:
     Attributes:
         facts: the same for scripts.
         whole: whether everything went over.
+        refused: whether something there is not what it claims to be.
     """
 
     text: str
     facts: dict[str, Any]
     whole: bool
+    refused: bool = False
 
 
 def export(settings: EdgeSettings, folder: Path) -> Told:
@@ -54,7 +57,7 @@ def take(settings: EdgeSettings, folder: Path) -> Told:
     with _carrier(settings, folder) as carrier:
         done = carrier.take()
     runs = _agent_runs(EdgeFolder(settings.state))
-    return Told(_imported(done, runs=runs), asdict(done) | {"agent_runs": runs}, not done.no_room)
+    return Told(_imported(done, runs=runs), asdict(done) | {"agent_runs": runs}, not done.no_room, bool(done.refused))
 
 
 @contextmanager
@@ -117,9 +120,15 @@ def _imported(imported: Imported, *, runs: bool) -> str:
         f"({imported.piece_bytes} bytes)"
     )
     lines = [text]
+    lines += [f"refused: {reason}" for reason in imported.reasons]
+    if (more := imported.refused - len(imported.reasons)) > 0:
+        lines.append(f"refused: {_counted(more, 'more file')}")
     if imported.refused:
+        lines.append("what was refused lies there as before; delete it if nobody needs it")
+    if imported.left:
         lines.append(
-            f"not what it claims to be, and left there: {_counted(imported.refused, 'file')}; the log has more"
+            f"not looked at: {_counted(imported.left, 'file')}, since there are too many; import again, which looks at "
+            "others, or take a folder with less in it"
         )
     if imported.no_room:
         lines.append(

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from edge_runtime.carriers.exchange import Exchange
 from edge_runtime.carriers.frames import MAX_SUMMARY_BUNDLES, MAX_SUMMARY_DONE
+from edge_runtime.carriers.names import FragmentKey, Label, key_of, label_of
 from edge_runtime.carriers.packer import Packer
-from edge_runtime.carriers.port import FragmentKey, Holdings, Limits, Peer, Verdict
-from edge_runtime.carriers.routing import Carried, Meeting, Room, Share, admit, offers, share
+from edge_runtime.carriers.port import Holdings, Limits, Peer, Verdict
+from edge_runtime.carriers.routing import Carried, Meeting, Room, Share, admit, facts_of, offers, share
 from edge_runtime.carriers.store import CarriedStore
+from edge_runtime.carriers.witness import COURIER, Witness
 from edge_runtime.errors import TrustError
 from edge_runtime.identity import Identity
 from edge_runtime.logs import Log
 from edge_runtime.trust.keyring import Keyring
-from schemas.bundles import BUNDLE_TYPE, BundleHead, Parcel, read_parcel, to_platform
-from schemas.envelope import Verifier, parse
-from schemas.errors import ContractError, EnvelopeError
-from schemas.events import PLATFORM_RECIPIENT, device_of, service_source
+from schemas.bundles import BUNDLE_TYPE, BundleHead, Parcel, read_parcel
+from schemas.envelope import parse
+from schemas.errors import ContractError
+from schemas.events import PLATFORM_RECIPIENT
 from schemas.ids import Address
 
 log = Log(__name__)
@@ -29,7 +33,6 @@ log = Log(__name__)
 MAX_FRAGMENTS_CARRIED = 2_048
 MAX_ARRIVING = 256
 """Fragments to this device that wait for the rest of their bundles."""
-COURIER = service_source("courier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Post:
 
     Attributes:
         linked: whether this device talks to the platform now.
+        now: floored, for the ends of certificates.
         carry_bytes: what bundles of others may fill; 0 to take none.
         detour: whether this device's own letters should go by carrier now.
         arrived: told that a fragment for this device is here.
@@ -49,10 +53,19 @@ class Post:
     keyring: Keyring
     identity: Callable[[], Identity]
     linked: Callable[[], bool]
+    now: Callable[[], datetime]
     carry_bytes: int
     detour: Callable[[], bool] = lambda: True
     arrived: Callable[[], None] = lambda: None
     news: Callable[[Address | None], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What became of a fragment, and why it was refused if it was."""
+
+    verdict: Verdict
+    why: str = ""
 
 
 class Custodian:
@@ -62,11 +75,22 @@ class Custodian:
         self._post = post
         self.store = post.store
         self.packer = post.packer
+        self._witness = Witness(post.keyring, post.identity, post.now)
 
     @property
     def address(self) -> Address:
         """Of this device."""
         return self._post.identity().address
+
+    @property
+    def carries(self) -> bool:
+        """Whether this device takes what is for others."""
+        return bool(self._post.carry_bytes)
+
+    def custody(self) -> dict[str, Any]:
+        """What is in custody and what room there is, for the status."""
+        room = {"bytes": self._post.carry_bytes, "fragments": MAX_FRAGMENTS_CARRIED}
+        return self.store.custody(self.address.source) | {"room": room}
 
     @property
     def linked(self) -> bool:
@@ -106,7 +130,7 @@ class Custodian:
 
     def proofs(self, peer: Peer) -> list[bytes]:
         """See `port.Custody`."""
-        return self.store.proofs(sorted({bundle for bundle, _ in peer.has} - peer.done))
+        return self.store.proofs(sorted({bundle for bundle, _ in peer.has}), peer.done)
 
     def copy_for(self, key: FragmentKey, peer: Peer) -> Parcel | None:
         """See `port.Custody`."""
@@ -124,12 +148,12 @@ class Custodian:
         at_its_end = facts.destination == peer.address.source
         if verdict in {"arrived", "held"} and at_its_end:
             self.store.let_go([key])
-            log.info("fragment.delivered", bundle=key[0], index=key[1], to=str(peer.address))
+            log.info("fragment.delivered", bundle=key[0], mark=key[1], to=str(peer.address))
         if verdict != "kept" or at_its_end:
             return None
         if granted is None or not self.give(facts, granted):
             return 0
-        log.info("fragment.handed", bundle=key[0], index=key[1], to=str(peer.address), copies=granted.given)
+        log.info("fragment.handed", bundle=key[0], mark=key[1], to=str(peer.address), copies=granted.given)
         return granted.given
 
     def give(self, facts: Carried, granted: Share) -> bool:
@@ -148,16 +172,17 @@ class Custodian:
             giver: a device's address, `/platform` or `folder`; quotas are counted by it.
             key: the giver's raw Ed25519 public key, if it is known.
         """
-        verdict = self._judge(parcel, giver, key)
-        if verdict in {"refused", "full"}:
+        judged = self.judge(parcel, giver, key)
+        if judged.verdict in {"refused", "full"}:
             head = parcel.head
-            log.warning("fragment.not_taken", verdict=verdict, bundle=head.id, origin=head.origin, by=giver)
-        return verdict
+            told = {"bundle": head.id, "origin": head.origin, "by": giver, "message": judged.why}
+            log.warning("fragment.not_taken", verdict=judged.verdict, **told)
+        return judged.verdict
 
     def released(self, key: FragmentKey, copies: int, peer: Peer) -> None:
         """See `port.Custody`."""
         self.store.own_more(key, copies)
-        log.debug("fragment.released", bundle=key[0], index=key[1], by=str(peer.address), copies=copies)
+        log.debug("fragment.released", bundle=key[0], mark=key[1], by=str(peer.address), copies=copies)
         self._post.news(peer.address)
 
     def prove(self, head: bytes) -> None:
@@ -171,7 +196,9 @@ class Custodian:
 
     def acknowledged(self, head: BundleHead, raw: bytes) -> None:
         """A verified head of the courier tells which bundles are stored."""
-        news = self.store.without_proof(head.acknowledges)
+        # What it says of this id is said of the bundle by its addressee, and of nobody else's.
+        told = [Label(bundle, head.destination, PLATFORM_RECIPIENT) for bundle in head.acknowledges]
+        news = self.store.without_proof(told)
         if head.origin == COURIER and head.platform == self._post.identity().platform and news:
             self.store.finish(news, (head.id, raw))
             log.info("bundles.finished", bundles=len(news), by=head.id)
@@ -182,12 +209,8 @@ class Custodian:
         Raises:
             TrustError: if the head is certainly not the courier's.
         """
-        try:
-            self._post.keyring.verify(parcel.envelope, "bundle")
-        except TrustError as error:
-            if error.reason == "unknown_key":
-                return False
-            raise
+        if not self._witness.courier(parcel):
+            return False
         self.acknowledged(parcel.head, parcel.head_bytes)
         return True
 
@@ -204,91 +227,72 @@ class Custodian:
         """
         parcel = read_parcel(frame)
         if self.receive(parcel, PLATFORM_RECIPIENT) == "kept":
-            self.store.own_more(parcel.key, parcel.way.copies)
+            self.store.own_more(key_of(parcel), parcel.way.copies)
             self._post.news(None)
 
-    def _judge(self, parcel: Parcel, giver: str, key: bytes | None) -> Verdict:
+    def judge(self, parcel: Parcel, giver: str, key: bytes | None = None) -> Judged:
+        """As `receive`, with the reason of a refusal."""
         head, own = parcel.head, self.address.source
-        if head.origin == own or self.store.is_done(head.id) or self.store.was_seen(parcel.key):
-            return "held"
+        if head.origin == own or self.store.is_done(label_of(head)) or self.store.was_seen(key_of(parcel)):
+            return Judged("held")
         try:
-            # The courier's head may acknowledge what else is here, too.
-            verified = self._check(parcel, giver, key)
+            verified = self._witness.check(parcel, giver, key)
         except (TrustError, ContractError) as error:
-            log.warning("fragment.bad", reason=error.reason, message=str(error))
-            return "refused"
+            return Judged("refused", str(error))
+        if verified and head.origin == COURIER:
+            # It may acknowledge what else is here, too.
+            self.acknowledged(head, parcel.head_bytes)
         if head.destination == own:
             return self._arrive(parcel, giver, verified=verified)
-        return self._keep(parcel, giver, verified=verified) if self._post.carry_bytes else "refused"
+        return self._keep(parcel, giver, verified=verified) if self.carries else Judged("refused", "carry is false")
 
-    def _keep(self, parcel: Parcel, giver: str, *, verified: bool) -> Verdict:
+    def _keep(self, parcel: Parcel, giver: str, *, verified: bool) -> Judged:
         """For somebody else."""
-        known = self.store.facts(parcel.key)
+        facts = facts_of(parcel, giver, verified=verified)
+        known = self.store.facts(facts.key)
         if known is not None:
-            return "held" if known.copies else "kept"
-        facts = _facts(parcel, giver)
+            if verified and not known.verified:
+                self.store.vouch(known.key)
+            return Judged("held" if known.copies else "kept")
         room = Room(self._post.carry_bytes, MAX_FRAGMENTS_CARRIED)
         admitted = admit(facts, self.passing(), room)
         if not admitted.taken:
             self.store.drop(admitted.evicted)
-            return "full"
+            return Judged("full")
         self.store.add([parcel], copies=0, giver=facts.giver, verified=verified, evicted=admitted.evicted)
-        for bundle, index in admitted.evicted:
-            log.info("fragment.evicted", bundle=bundle, index=index)
-        return "kept"
+        for bundle, mark in admitted.evicted:
+            log.info("fragment.evicted", bundle=bundle, mark=mark)
+        return Judged("kept")
 
-    def _check(self, parcel: Parcel, giver: str, key: bytes | None) -> bool:
-        """Returns whether the origin's signature was verified.
-
-        Raises:
-            TrustError: if it certainly does not hold.
-            ContractError: if the label makes no sense here.
-        """
-        head, identity = parcel.head, self._post.identity()
-        if head.platform != identity.platform:
-            raise ContractError(f"bundle {head.id} is of platform {head.platform}", reason="wrong_platform")
-        if parcel.way.age_s >= head.lifetime_s:
-            raise ContractError(f"bundle {head.id} has outlived its {head.lifetime_s} s", reason="expired")
-        if head.origin == COURIER:
-            device_of(head.destination)
-            return self.known_signer(parcel)
-        device_of(head.origin)
-        if not to_platform(head):
-            raise ContractError(f"bundle {head.id} of a device is for {head.destination}", reason="wrong_recipient")
-        if head.origin != giver or key is None:
-            # Nobody on the way knows all devices; the courier does.
-            return False
-        verifier = Verifier(key)
-        try:
-            parcel.envelope.verify({verifier.keyid: verifier})
-        except EnvelopeError as error:
-            raise ContractError(f"bundle {head.id} of {head.origin}: {error}", reason=error.reason) from error
-        return True
-
-    def _arrive(self, parcel: Parcel, giver: str, *, verified: bool) -> Verdict:
+    def _arrive(self, parcel: Parcel, giver: str, *, verified: bool) -> Judged:
         own, store, bundle = self.address.source, self.store, parcel.head.id
-        here = {one.key for one in store.carried() if one.destination == own}
+        arrived = [one for one in store.carried() if one.destination == own]
+        here, key, index = {one.key for one in arrived}, key_of(parcel), parcel.head.fragment.index
         doubtful = store.unverified(own)
         evicted: list[FragmentKey] = []
         if verified:
             # A bundle has one signer: what somebody else signed is not of it.
-            evicted = [key for key in doubtful if key[0] == bundle and not self._genuine(key)]
-        elif any(key[0] == bundle and key not in doubtful for key in here):
-            return "refused"
-        if parcel.key in here.difference(evicted):
-            return "arrived"
+            evicted = [one for one in doubtful if one[0] == bundle and not self._genuine(one)]
+        elif any(one[0] == bundle and one not in doubtful for one in here):
+            return Judged("refused", f"bundle {bundle} is here already, signed by the courier")
+        stay = here.difference(evicted)
+        if key in stay:
+            return Judged("arrived")
+        if any(one.key in stay and one.key[0] == bundle and one.index == index for one in arrived):
+            # One of the two is forged, and nobody here knows which; who brings the other keeps it.
+            return Judged("refused", f"another fragment {index} of bundle {bundle} waits here for newer trust")
         excess = len(here) - len(evicted) + 1 - MAX_ARRIVING
         if excess > 0:
             # What fills this up may be forged, or never become whole; the newest of the courier's own is worth more.
-            spare = [key for key in doubtful if key[0] != bundle] + sorted(
-                key for key in here.difference(doubtful) if key[0] < bundle
+            spare = [one for one in doubtful if one[0] != bundle] + sorted(
+                one for one in here.difference(doubtful) if one[0] < bundle
             )
             if not verified or len(spare) < excess:
-                return "full"
+                return Judged("full")
             evicted += spare[:excess]
         store.add([parcel], copies=0, giver=giver, verified=verified, evicted=evicted)
         self._post.arrived()
-        return "arrived"
+        return Judged("arrived")
 
     def _genuine(self, key: FragmentKey) -> bool:
         parcel = self.store.load(key)
@@ -299,10 +303,10 @@ class Custodian:
 
     def _believe(self, peer: Peer) -> None:
         """A peer knows best what has reached itself, and what it has called back."""
-        ends = {
-            one.key[0] for one in self.passing() if peer.address.source in {one.destination, one.origin} and not one.own
+        theirs = {
+            one.label for one in self.passing() if peer.address.source in {one.destination, one.origin} and not one.own
         }
-        if over := ends & peer.done:
+        if over := [label for label in theirs if label.name in peer.done]:
             self.store.finish(sorted(over))
 
     def _meeting(self, peer: Peer) -> Meeting:
@@ -311,19 +315,3 @@ class Custodian:
     def _share(self, key: FragmentKey, meeting: Meeting) -> tuple[Carried | None, Share | None]:
         facts = self.store.facts(key)
         return facts, share(facts, meeting) if facts is not None else None
-
-
-def _facts(parcel: Parcel, giver: str) -> Carried:
-    head, way = parcel.head, parcel.way
-    return Carried(
-        key=parcel.key,
-        origin=head.origin,
-        destination=head.destination,
-        priority=head.priority,
-        lifetime_s=head.lifetime_s,
-        hops=way.hops,
-        copies=0,
-        age_s=way.age_s,
-        bytes=len(parcel.head_bytes) + len(parcel.payload),
-        giver=giver,
-    )

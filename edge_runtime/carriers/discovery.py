@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.carriers.certificates import NeighbourError
 from edge_runtime.carriers.contacts import Place
+from edge_runtime.carriers.interfaces import Interfaces
 from edge_runtime.logs import Log
 from schemas.errors import MessageError
 from schemas.ids import Address
@@ -37,45 +36,22 @@ Sighted = Callable[[str, tuple[Place, ...], Address], None]
 Lost = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Interfaces:
-    """The IPv4 networks that this device is in now."""
-
-    networks: frozenset[ipaddress.IPv4Interface]
-
-    @classmethod
-    def read(cls, only: str | None) -> Interfaces:
-        """Ask the system; `only` names one interface, otherwise all but the loopback count."""
-        import psutil  # noqa: PLC0415 - a module that only decides does not need it
-
-        found = set()
-        for name, addresses in psutil.net_if_addrs().items():
-            for entry in addresses:
-                if entry.family is not socket.AF_INET or name != (only or name):
-                    continue
-                network = ipaddress.IPv4Interface(f"{entry.address}/{entry.netmask or '255.255.255.255'}")
-                if only or not network.is_loopback:
-                    found.add(network)
-        return cls(frozenset(found))
-
-    @property
-    def addresses(self) -> list[str]:
-        """The device's own, in order."""
-        return sorted(str(network.ip) for network in self.networks)
-
-    def reach(self, address: ipaddress.IPv4Address) -> bool:
-        """Whether an address is a neighbour's: in one of these networks, and not this device's own."""
-        return any(address in network.network and address != network.ip for network in self.networks)
-
-
-def places_of(addresses: Sequence[bytes], port: int | None, interfaces: Interfaces) -> tuple[Place, ...]:
+def places_of(addresses: Sequence[str], port: int | None, interfaces: Interfaces) -> tuple[Place, ...]:
     """Where an announcement says that a peer listens: in our own networks, so that nobody can send us elsewhere.
+
+    Args:
+        addresses: link-local ones with the number of the link that they were heard on.
+        port: as announced.
+        interfaces: our own.
 
     Raises:
         MessageError: `no_place` if nothing is left.
     """
-    given = {ipaddress.IPv4Address(raw) for raw in addresses[: 4 * MAX_PLACES] if len(raw) == 4}
-    near = sorted(address for address in given if interfaces.reach(address))
+    given = {ipaddress.ip_address(text) for text in addresses[: 4 * MAX_PLACES]}
+    near = sorted(
+        (address for address in given if interfaces.reach(address)),
+        key=lambda address: (address.version, address.is_link_local, int(address)),
+    )
     if not near or not port or not 0 < port < 65_536:
         raise MessageError("the announcement names no place in our networks", reason="no_place")
     return tuple((str(address), port) for address in near[:MAX_PLACES])
@@ -110,8 +86,11 @@ class Discovery:
         """
         try:
             from zeroconf import Error as ZeroconfError  # noqa: PLC0415
-            from zeroconf import IPVersion  # noqa: PLC0415 - 5 MB that most devices do not need
-            from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf  # noqa: PLC0415
+            from zeroconf.asyncio import (  # noqa: PLC0415 - 5 MB that most devices do not need
+                AsyncServiceBrowser,
+                AsyncServiceInfo,
+                AsyncZeroconf,
+            )
         except ImportError as error:
             raise NeighbourError(
                 "find neighbours: the package zeroconf is not installed; install causeway[neighbours], or name "
@@ -123,13 +102,14 @@ class Discovery:
         info = AsyncServiceInfo(
             SERVICE_TYPE,
             name,
-            addresses=[socket.inet_aton(address) for address in interfaces.addresses],
+            addresses=[ipaddress.ip_address(address).packed for address in interfaces.addresses],
             port=port,
             properties=self._announcement.properties(),
             server=name.replace(SERVICE_TYPE, "local."),
         )
         try:
-            self._zeroconf = AsyncZeroconf(interfaces=interfaces.addresses, ip_version=IPVersion.V4Only)
+            # Which versions of IP it speaks follows from the addresses.
+            self._zeroconf = AsyncZeroconf(interfaces=interfaces.speaking)
             self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._changed])
             # A copy of this device's disk may be on the same LAN; the meeting tells them apart, not the name.
             await (await self._zeroconf.async_register_service(info, allow_name_change=True))
@@ -182,5 +162,5 @@ class Discovery:
             return
         if announcement.platform_hash != self._announcement.platform_hash:
             raise MessageError(f"{name[:100]} is of another platform", reason="other_platform")
-        places = places_of(info.addresses, info.port, self._interfaces)
+        places = places_of(info.parsed_scoped_addresses(), info.port, self._interfaces)
         self._sighted(name, places, announcement.address)

@@ -31,12 +31,13 @@ from edge_runtime.carriers.frames import (
     ExchangeError,
     Release,
     Summary,
-    bits,
+    by_bundle,
     keys,
     read,
     split,
 )
-from edge_runtime.carriers.port import Custody, FragmentKey, Limits, Peer
+from edge_runtime.carriers.names import FragmentKey, key_of
+from edge_runtime.carriers.port import Custody, Limits, Peer
 from schemas.bundles import read_parcel
 from schemas.errors import ContractError
 from schemas.ids import Address
@@ -92,7 +93,7 @@ class Exchange:
             device=holdings.address.device,
             platform=holdings.platform,
             gateway=holdings.gateway,
-            has=bits(holdings.has),
+            has=by_bundle(holdings.has),
             done=list(holdings.done[:MAX_SUMMARY_DONE]),
             room_fragments=self._room.fragments,
             room_bytes=self._room.bytes,
@@ -165,7 +166,7 @@ class Exchange:
         return frames
 
     def _answered(self, answer: Answer) -> list[bytes]:
-        key = (answer.id, answer.index)
+        key = (answer.id, answer.mark)
         if key not in self._waiting:
             raise ExchangeError(f"{self._peer.address} answers for a fragment that it was not sent")
         self._waiting.discard(key)
@@ -174,7 +175,7 @@ class Exchange:
         copies = self._custody.handed(key, self._peer, answer.verdict)
         frames = self._more()
         if copies is not None:
-            frames.insert(0, RELEASE + Release(id=answer.id, index=answer.index, copies=copies).write())
+            frames.insert(0, RELEASE + Release(id=answer.id, mark=answer.mark, copies=copies).write())
         return frames
 
     def _take(self, raw: bytes) -> Answer:
@@ -186,13 +187,13 @@ class Exchange:
         self.taken_bytes += len(raw)
         if self.taken_fragments > self._room.fragments or self.taken_bytes > self._room.bytes:
             raise ExchangeError(f"{self._peer.address} sends more than there was room for", reason="too_much")
-        verdict = self._custody.take(parcel, self._peer)
+        verdict, key = self._custody.take(parcel, self._peer), key_of(parcel)
         if verdict == "kept":
-            self._taken.add(parcel.key)
-        return Answer(id=parcel.head.id, index=parcel.head.fragment.index, verdict=verdict)
+            self._taken.add(key)
+        return Answer(id=key[0], mark=key[1], verdict=verdict)
 
     def _release(self, release: Release) -> None:
-        key = (release.id, release.index)
+        key = (release.id, release.mark)
         if key not in self._taken:
             raise ExchangeError(f"{self._peer.address} releases a fragment that was not taken from it")
         self._taken.discard(key)

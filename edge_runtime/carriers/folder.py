@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime.carriers.ages import Moment, elapsed_s
 from edge_runtime.carriers.custodian import Custodian
+from edge_runtime.carriers.listing import MAX_FILES, Listed, devices, fragments
+from edge_runtime.carriers.names import FragmentKey, Label, key_of, label_of
 from edge_runtime.carriers.pieces import PieceFolder, piece_files, read_bounded, read_piece_file
-from edge_runtime.carriers.port import FragmentKey
-from edge_runtime.carriers.routing import Carried, Meeting, offers, share
+from edge_runtime.carriers.port import Verdict
+from edge_runtime.carriers.reports import Exported, Imported
+from edge_runtime.carriers.routing import Carried, Meeting, facts_of, offers, share
 from edge_runtime.carriers.store import machine_moment
 from edge_runtime.errors import EdgeError
 from edge_runtime.folder import write_durable
 from edge_runtime.logs import Log
-from schemas.bundles import MAX_FRAGMENTS, MAX_FRAME_BYTES, MAX_LIFETIME_S, Parcel, read_parcel
+from schemas.bundles import MAX_FRAME_BYTES, MAX_LIFETIME_S, Parcel, read_parcel
 from schemas.errors import ContractError
 from schemas.events import PLATFORM_RECIPIENT, device_of
 from schemas.ids import Address
@@ -35,10 +38,13 @@ from schemas.ids import Address
 log = Log(__name__)
 
 ROOT, UP, DOWN, PIECES = "causeway", "up", "down", "pieces"
-MAX_FILES = 8_192
-"""Looked at in one folder; more are left for later."""
+TAKE_S = 60.0
+"""What is not judged by then is left for the next time, with what this device carries for others, and with its own."""
+MAX_BAD_PIECES = 1_024
+"""No more are looked at after so many that are not what they are named."""
+MAX_REASONS = 16
+"""Files that are named with what is wrong with them; more are counted."""
 GIVER = "folder"
-_NAME = re.compile(r"([0-7][0-9A-HJKMNP-TV-Z]{25})\.([0-9]{1,2})\.bundle")
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -48,41 +54,12 @@ class FolderError(EdgeError):
     reason = "folder"
 
 
-@dataclass
-class Exported:
-    """What was written.
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """When a file was looked at, by its time of change and size, and what it is of."""
 
-    Attributes:
-        present: fragments that were there already.
-        problem: why this device's own letters are not among them, if so.
-    """
-
-    bundles: int = 0
-    fragments: int = 0
-    bytes: int = 0
-    present: int = 0
-    problem: str | None = None
-
-
-@dataclass
-class Imported:
-    """What was taken over.
-
-    Attributes:
-        arrived: fragments for this device.
-        complete: bundles for this device of which every fragment is here now.
-        carried: fragments for others.
-        refused: files that are not what they claim to be.
-        no_room: fragments or pieces that found none.
-    """
-
-    arrived: int = 0
-    complete: int = 0
-    carried: int = 0
-    pieces: int = 0
-    piece_bytes: int = 0
-    refused: int = 0
-    no_room: int = 0
+    stamp: tuple[int, int, bool]
+    label: Label | None
 
 
 @dataclass
@@ -98,8 +75,9 @@ class FolderCarrier:
     custodian: Custodian
     pieces: PieceFolder | None
     directory: Path
-    _idle: dict[Path, tuple[int, int, bool]] = field(default_factory=dict)
-    """Files that were looked at and had nothing for us, by time of change and size."""
+    now: Callable[[], float] = time.monotonic
+    _idle: dict[Path, _Idle] = field(default_factory=dict)
+    """Files that were looked at and had nothing for us."""
 
     @property
     def root(self) -> Path:
@@ -129,7 +107,7 @@ class FolderCarrier:
                 custodian.packer.pack(urgent=urgent)
             if urgent and any(one.own and not one.copies and one.key not in has for one in custodian.passing()):
                 custodian.packer.pack(urgent=True, anew=True)
-            self._tidy(has)
+            has -= self._tidy()
             done.problem = custodian.packer.problem
             bundles: set[str] = set()
             for key in offers(custodian.passing(), _meeting(own=own), has=has):
@@ -161,13 +139,11 @@ class FolderCarrier:
                 raise FolderError(
                     f"read {self.root}: nothing is there; was this folder ever exported to?", reason="nothing_there"
                 )
-            for path, _ in _bundles(own):
+            for path in self._in_time(fragments(own), done):
                 self._take_own(path, done)
-            idle = self._idle
-            self._idle = {}
-            for folder in self._others():
-                for path, key in _bundles(folder):
-                    self._take_other(path, key, idle, done)
+            idle, self._idle = self._idle, {}
+            for path in self._in_time(self._others(), done) if custodian.carries else ():
+                self._take_other(path, idle, done)
             if self.pieces is not None:
                 self._take_pieces(self.pieces, done)
         done.complete = len(custodian.store.whole(custodian.address.source))
@@ -175,13 +151,19 @@ class FolderCarrier:
             log.info("folder.imported", folder=str(self.directory), **asdict(done))
         return done
 
+    def _in_time(self, listed: Listed, done: Imported) -> Iterator[Path]:
+        deadline = self.now() + TAKE_S
+        done.left += listed.left
+        for number, path in enumerate(listed.paths):
+            if self.now() >= deadline:
+                done.left += len(listed.paths) - number
+                return
+            yield path
+
     def _refuse_links(self) -> None:
         """Whoever prepared the stick must not choose where this device writes."""
-        down = self.root / DOWN
-        below = down.iterdir() if down.is_dir() and not down.is_symlink() else ()
-        for folder in (self.root, self.root / UP, down, *below):
-            if folder.is_symlink():
-                raise FolderError(f"use {folder}: it is a link; delete it, or take another stick", reason="folder_link")
+        for folder in (self.root, self.root / UP, self.root / DOWN):
+            _refuse_link(folder)
 
     def _write(self, key: FragmentKey, meeting: Meeting) -> int:
         store = self.custodian.store
@@ -190,15 +172,16 @@ class FolderCarrier:
         if facts is None or parcel is None or granted is None or not granted.given:
             return 0
         raw = parcel.on_its_way(hops=facts.hops + 1, copies=granted.given, age_s=parcel.way.age_s).write()
-        folder = self.root / (
-            UP if facts.destination == PLATFORM_RECIPIENT else f"{DOWN}/{_folder_of(device_of(facts.destination))}"
-        )
+        path = self._path(facts)
+        _refuse_link(path.parent)
+        if os.path.lexists(path):
+            return 0
         # First the share, so that it cannot go twice. Nobody confirms for a folder, and it may be lost: the fragment
         # stays here, to be delivered directly if there is a way.
         if not store.give(key, was=facts.copies, kept=granted.kept):
             return 0
         try:
-            write_durable(folder / f"{key[0]}.{key[1]}.bundle", raw, 0o644)
+            write_durable(path, raw, 0o644)
         except OSError:
             store.own_more(key, granted.given)
             raise
@@ -208,38 +191,34 @@ class FolderCarrier:
         parcel = self._read(path, done)
         if parcel is None:
             return
-        verdict = self.custodian.receive(parcel, GIVER)
+        verdict = self._judged(path, parcel, done)
         done.arrived += verdict == "arrived"
-        done.refused += verdict == "refused"
-        done.no_room += verdict == "full"
         if verdict in {"arrived", "held"}:
             _remove(path)
 
-    def _take_other(
-        self, path: Path, key: FragmentKey, idle: dict[Path, tuple[int, int, bool]], done: Imported
-    ) -> None:
+    def _take_other(self, path: Path, idle: Mapping[Path, _Idle], done: Imported) -> None:
         custodian, store = self.custodian, self.custodian.store
-        if store.is_done(key[0]):
-            _remove(path)
-            return
         about = path.lstat()
-        stamp = (about.st_mtime_ns, about.st_size, custodian.linked)
-        known = store.facts(key)
-        if idle.get(path) == stamp or store.was_seen(key) or (known is not None and known.copies):
-            self._idle[path] = stamp
+        stamp, was = (about.st_mtime_ns, about.st_size, custodian.linked), idle.get(path)
+        if was is not None and was.stamp == stamp and (was.label is None or not store.is_done(was.label)):
+            self._idle[path] = was
             return
         parcel = self._read(path, done)
-        granted = self._granted(parcel) if parcel is not None else None
-        if parcel is None or granted is None:
-            self._idle[path] = stamp
+        label = label_of(parcel.head) if parcel is not None else None
+        if label is not None and store.is_done(label):
+            _remove(path)
             return
-        hops = parcel.way.hops + 1
-        verdict = custodian.receive(parcel.on_its_way(hops=hops, copies=1, age_s=parcel.way.age_s), GIVER)
-        done.refused += verdict == "refused"
-        done.no_room += verdict == "full"
-        if verdict != "kept":
-            self._idle[path] = stamp
+        self._idle[path] = _Idle(stamp, label)
+        if parcel is None:
             return
+        key, granted = key_of(parcel), self._granted(parcel)
+        known = store.facts(key)
+        if granted is None or store.was_seen(key) or (known is not None and known.copies):
+            return
+        way = parcel.on_its_way(hops=parcel.way.hops + 1, copies=1, age_s=parcel.way.age_s)
+        if self._judged(path, way, done) != "kept":
+            return
+        del self._idle[path]
         done.carried += 1
         left = parcel.on_its_way(hops=parcel.way.hops, copies=max(1, granted[1]), age_s=parcel.way.age_s)
         if _remove(path) if not granted[1] else _rewrite(path, left):
@@ -247,30 +226,23 @@ class FolderCarrier:
 
     def _granted(self, parcel: Parcel) -> tuple[int, int] | None:
         """Copies that this device gets, and that the folder keeps; the folder waits with its last one like anybody."""
-        head, way = parcel.head, parcel.way
-        facts = Carried(
-            key=parcel.key,
-            origin=head.origin,
-            destination=head.destination,
-            priority=head.priority,
-            lifetime_s=head.lifetime_s,
-            hops=way.hops,
-            copies=way.copies,
-            age_s=way.age_s,
-            bytes=0,
-        )
+        facts = replace(facts_of(parcel), copies=parcel.way.copies)
         meeting = Meeting(self.custodian.address.source, gateway=self.custodian.linked, linked=False)
         granted = share(facts, meeting)
         return (granted.given, granted.kept) if granted is not None else None
 
     def _take_pieces(self, pieces: PieceFolder, done: Imported) -> None:
-        folder, room = self.root / PIECES, pieces.room()
+        folder, room, bad = self.root / PIECES, pieces.room(), 0
         for path in piece_files(folder):
             if pieces.holds(path.name):
                 continue
+            if bad >= MAX_BAD_PIECES:
+                done.left += 1
+                continue
             data = read_piece_file(folder, path.name)
             if data is None:
-                done.refused += 1
+                bad += 1
+                self._refused(path, "it is not what it is named", done)
             elif len(data) > room:
                 done.no_room += 1
             else:
@@ -285,30 +257,57 @@ class FolderCarrier:
         try:
             parcel = read_parcel(raw if raw is not None else b"")
         except ContractError as error:
-            done.refused += 1
-            log.warning("folder.bad_file", file=str(path), reason=error.reason, message=str(error))
+            self._refused(path, str(error) if raw is not None else "it is no file that a fragment could be", done)
             return None
         # The time in the folder counts, as far as the clocks tell it.
         way, lying = parcel.way, elapsed_s(Moment("folder", 0.0, path.lstat().st_mtime), machine_moment())
         return parcel.on_its_way(hops=way.hops, copies=way.copies, age_s=min(way.age_s + lying, 2 * MAX_LIFETIME_S))
 
+    def _judged(self, path: Path, parcel: Parcel, done: Imported) -> Verdict:
+        judged = self.custodian.judge(parcel, GIVER)
+        done.no_room += judged.verdict == "full"
+        if judged.verdict == "refused":
+            self._refused(path, judged.why, done)
+        return judged.verdict
+
+    def _refused(self, path: Path, why: str, done: Imported) -> None:
+        done.refused += 1
+        if len(done.reasons) < MAX_REASONS:
+            done.reasons.append(f"{path.relative_to(self.root)}: {why}")
+            log.warning("folder.bad_file", file=str(path), message=why)
+
+    def _path(self, facts: Carried) -> Path:
+        to = facts.destination
+        folder = UP if to == PLATFORM_RECIPIENT else f"{DOWN}/{_folder_of(device_of(to))}"
+        return self.root / folder / f"{facts.key[0]}.{facts.index}.bundle"
+
     def _present(self) -> set[FragmentKey]:
-        folders = [self.root / UP, *_folders(self.root / DOWN)]
-        return {key for folder in folders for _, key in _bundles(folder)}
+        """Of what could be written; the folder itself may hold any number of files."""
+        return {one.key for one in self.custodian.passing() if os.path.lexists(self._path(one))}
 
-    def _others(self) -> Iterator[Path]:
-        yield self.root / UP
-        own = _folder_of(self.custodian.address)
-        yield from (folder for folder in _folders(self.root / DOWN) if folder.name != own)
+    def _others(self) -> Listed:
+        """What is not for this device: of all folders together no more than of one."""
+        found, own = fragments(self.root / UP), _folder_of(self.custodian.address)
+        paths, left = found.paths, found.left
+        folders = devices(self.root / DOWN)
+        for folder in folders.paths:
+            if folder.name != own:
+                found = fragments(folder, MAX_FILES - len(paths))
+                paths, left = paths + found.paths, left + found.left
+        return Listed(paths, left + folders.left)
 
-    def _tidy(self, has: set[FragmentKey]) -> None:
+    def _tidy(self) -> set[FragmentKey]:
         """Take out what has arrived, and own bundles that newer ones have replaced.
 
         Own ones that this device knows nothing of stay: it may have lost its disk since, and they are all that is left.
         """
-        for path, key in list(_bundles(self.root / UP)):
-            if self.custodian.store.is_done(key[0]) and _remove(path):
-                has.discard(key)
+        store, gone = self.custodian.store, set[FragmentKey]()
+        finished = store.done_ids()
+        for path in fragments(self.root / UP).paths:
+            parcel = _parcel(path) if path.name[:26] in finished else None
+            if parcel is not None and store.is_done(label_of(parcel.head)) and _remove(path):
+                gone.add(key_of(parcel))
+        return gone
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -327,21 +326,17 @@ def _meeting(*, own: bool) -> Meeting:
     return Meeting("", gateway=True, linked=not own)
 
 
-def _bundles(folder: Path) -> Iterator[tuple[Path, FragmentKey]]:
-    """Files that are named like fragments, in order; at most `MAX_FILES`."""
-    if not folder.is_dir() or folder.is_symlink():
-        return
-    names = sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    if len(names) > MAX_FILES:
-        log.warning("folder.crowded", folder=str(folder), files=len(names), looked_at=MAX_FILES)
-    for name in names[:MAX_FILES]:
-        match = _NAME.fullmatch(name)
-        if match is not None and int(match[2]) < MAX_FRAGMENTS:
-            yield folder / name, (match[1], int(match[2]))
+def _parcel(path: Path) -> Parcel | None:
+    """A fragment, if it is one."""
+    try:
+        return read_parcel(read_bounded(path, MAX_FRAME_BYTES) or b"")
+    except ContractError:
+        return None
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(folder for folder in parent.iterdir() if folder.is_dir()) if parent.is_dir() else []
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise FolderError(f"use {folder}: it is a link; delete it, or take another stick", reason="folder_link")
 
 
 def _folder_of(address: Address) -> str:

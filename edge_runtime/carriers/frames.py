@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, StringConstraints
 
-from edge_runtime.carriers.port import MAX_FRAME_BYTES, FragmentKey, Verdict
+from edge_runtime.carriers.names import MARK_CHARS, FragmentKey, Mark
+from edge_runtime.carriers.port import MAX_FRAME_BYTES, Verdict
 from edge_runtime.errors import EdgeError
-from schemas.bundles import MAX_COPIES, MAX_FRAGMENTS
+from schemas.bundles import MAX_COPIES
 from schemas.errors import ContractError
 from schemas.events import Message
 from schemas.ids import Count, Identifier, Ulid
 
 SUMMARY, PROOF, FRAGMENT, ANSWER, RELEASE, END = b"S", b"P", b"F", b"A", b"R", b"E"
 MAX_SUMMARY_BUNDLES = 800
+MAX_SUMMARY_FRAGMENTS = 1_800
 MAX_SUMMARY_DONE = 512
 """With the bundles it fits into one frame. What is left out is at worst sent once more."""
 MAX_PROOFS = 16
@@ -39,11 +42,12 @@ class Summary(Message):
     platform: Ulid
     gateway: bool = False
     has: Annotated[
-        dict[Ulid, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,16}$")]],
+        dict[Ulid, Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_-]{16}){1,1800}$")]],
         Field(max_length=MAX_SUMMARY_BUNDLES),
     ] = {}
-    """Bundle to its fragments, bit n for index n, in hex."""
-    done: Annotated[list[Ulid], Field(max_length=MAX_SUMMARY_DONE)] = []
+    """Bundle to the marks of its fragments, one behind the other."""
+    done: Annotated[list[Mark], Field(max_length=MAX_SUMMARY_DONE)] = []
+    """Names of bundles."""
     room_fragments: Count
     room_bytes: Count
 
@@ -52,7 +56,7 @@ class Answer(Message):
     """What became of one fragment."""
 
     id: Ulid
-    index: Annotated[int, Field(ge=0, lt=MAX_FRAGMENTS)]
+    mark: Mark
     verdict: Verdict
 
 
@@ -60,23 +64,25 @@ class Release(Message):
     """The sender's share is the receiver's now."""
 
     id: Ulid
-    index: Annotated[int, Field(ge=0, lt=MAX_FRAGMENTS)]
+    mark: Mark
     copies: Annotated[int, Field(ge=0, le=MAX_COPIES)]
 
 
-def bits(keys: Iterable[FragmentKey]) -> dict[str, str]:
-    """Keys as the summary writes them; of too many bundles the first ones."""
-    found: dict[str, int] = {}
-    for bundle, index in keys:
+def by_bundle(keys: Iterable[FragmentKey]) -> dict[str, str]:
+    """Keys as the summary writes them; of too many the first ones."""
+    found: dict[str, str] = {}
+    for bundle, mark in itertools.islice(keys, MAX_SUMMARY_FRAGMENTS):
         if bundle in found or len(found) < MAX_SUMMARY_BUNDLES:
-            found[bundle] = found.get(bundle, 0) | 1 << index
-    return {bundle: f"{mask:x}" for bundle, mask in found.items()}
+            found[bundle] = found.get(bundle, "") + mark
+    return found
 
 
 def keys(has: dict[str, str]) -> frozenset[FragmentKey]:
-    """What `bits` wrote."""
+    """What `by_bundle` wrote."""
     return frozenset(
-        (bundle, index) for bundle, mask in has.items() for index in range(MAX_FRAGMENTS) if int(mask, 16) >> index & 1
+        (bundle, marks[at : at + MARK_CHARS])
+        for bundle, marks in has.items()
+        for at in range(0, len(marks), MARK_CHARS)
     )
 
 

@@ -74,7 +74,7 @@ class HandingIn:
             counter.store.set_letter(key, letter_id)
             counter.send(KIND, bundle_to_letter(parcel), letter_id)
             handed += 1
-            log.info("fragment.handed_in", bundle=key[0], index=key[1], origin=parcel.head.origin, letter=letter_id)
+            log.info("fragment.handed_in", bundle=key[0], mark=key[1], origin=parcel.head.origin, letter=letter_id)
         return handed
 
     def _note(self) -> int:

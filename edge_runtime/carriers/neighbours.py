@@ -11,7 +11,7 @@ import random
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -20,7 +20,8 @@ from typing import Any
 from edge_runtime.budget import Budget
 from edge_runtime.carriers.certificates import Neighbour, NeighbourError, contexts, recognise
 from edge_runtime.carriers.contacts import Contacts, Place
-from edge_runtime.carriers.discovery import Discovery, Interfaces
+from edge_runtime.carriers.discovery import Discovery
+from edge_runtime.carriers.interfaces import Interfaces
 from edge_runtime.carriers.meeting import Talk, close, hold
 from edge_runtime.carriers.reception import Reception, Streams, call, listen
 from edge_runtime.errors import EdgeError
@@ -91,6 +92,7 @@ class Neighbours:
         self.problem: str | None = None
         self.refusals: Counter[str] = Counter()
         self.meetings = 0
+        self._last_met: dict[str, str] | None = None
         self.port = 0
 
     async def run(self) -> None:
@@ -122,17 +124,17 @@ class Neighbours:
         ignored = self._discovery.ignored if self._discovery is not None else {}
         return {
             "port": self.port,
+            "announced": self._interfaces.addresses if self._discovery is not None else [],
             "in_sight": sorted(str(address) for address in self.in_sight()),
             "meetings": self.meetings,
+            "last_met": self._last_met,
             "refusals": dict(self.refusals),
             "announcements_ignored": dict(ignored),
             "turned_away": self._contacts.turned_away,
         }
 
     async def _listen(self, group: asyncio.TaskGroup) -> None:
-        reception = Reception(
-            lambda: self._tls()[0], lambda address: address in self._interfaces.addresses, self._guest, self.refusals
-        )
+        reception = Reception(lambda: self._tls()[0], self._welcome, self._guest, self.refusals)
         while True:
             try:
                 listener = listen(self._settings.port)
@@ -144,6 +146,9 @@ class Neighbours:
                 self.port = listener.getsockname()[1]
                 self._listening.set()
                 await reception.run(listener, group)
+
+    def _welcome(self, arrived_at: Sequence[Any]) -> bool:
+        return self._interfaces.welcome(arrived_at)
 
     async def _follow_network(self) -> None:
         """Announce and look around anew when the device is in another network."""
@@ -245,6 +250,7 @@ class Neighbours:
             if self._present.get(peer.address) is meeting:
                 del self._present[peer.address]
         self.meetings += 1
+        self._last_met = {"peer": str(peer.address), "at": self._home.now().isoformat(timespec="seconds")}
         self._contacts.met(peer.address, time.monotonic(), ours)
         log.debug("neighbour.met", peer=str(peer.address), called=ours is not None)
 

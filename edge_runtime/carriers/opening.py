@@ -10,6 +10,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edge_runtime.carriers.custodian import Custodian
+from edge_runtime.carriers.names import key_of, label_of
 from edge_runtime.errors import TrustError
 from edge_runtime.identity import Identity
 from edge_runtime.logs import Log
@@ -76,7 +77,7 @@ class Opening:
 
     async def _take(self, bundle: str) -> bool:
         desk, store = self._desk, self._desk.custodian.store
-        parcels, known = store.fragments_of(bundle), False
+        parcels, known = store.fragments_of(bundle, desk.identity().address.source), False
         try:
             _check_heads(parcels)
             known = all(desk.custodian.known_signer(parcel) for parcel in parcels)
@@ -95,7 +96,7 @@ class Opening:
             return False
         if not self._pass_on(contents):
             return False
-        store.finish([bundle])
+        store.finish([label_of(parcels[0].head)])
         log.info("bundle.opened", bundle=bundle, letters=len(contents.letters), trust=contents.trust is not None)
         return True
 
@@ -118,9 +119,9 @@ class Opening:
         log.error("bundle.refused", bundle=head.id, reason=error.reason, message=str(error))
         if known:
             # The courier did make this one; it would be no better a second time.
-            desk.custodian.store.finish([head.id])
+            desk.custodian.store.finish([label_of(head)])
         else:
-            desk.custodian.store.drop([parcel.key for parcel in parcels])
+            desk.custodian.store.drop([key_of(parcel) for parcel in parcels])
         desk.report(
             EventReport(
                 name="bundle.refused",

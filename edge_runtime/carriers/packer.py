@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from ulid import ULID
 
+from edge_runtime.carriers.names import Label
 from edge_runtime.carriers.packing import Packed, Span, Waiting, needed, plan
 from edge_runtime.carriers.store import CarriedStore
 from edge_runtime.clock import FlooredClock
@@ -26,6 +27,7 @@ from edge_runtime.trust.keyring import Keyring
 from schemas.bundles import MAX_CARRIED, Addressed, CarriedLetter, Contents, write_bundle
 from schemas.courier import MAX_GOT
 from schemas.depot import TrustState
+from schemas.errors import ContractError
 from schemas.events import LANES, PLATFORM_RECIPIENT, Lane
 
 log = Log(__name__)
@@ -92,15 +94,17 @@ class Packer:
         self.problem = None
         store = writings.store
         if anew:
-            store.close_packed([packed.id for packed in store.packed()])
+            store.close_packed(self._labels(packed.id for packed in store.packed()))
         for made in range(MAX_BUNDLES_AT_ONCE):
             waiting = self._waiting()
             decision = plan(store.packed(), waiting, self._told(), asked=store.asked(), urgent=urgent or bool(made))
             if decision.above is None:
                 if decision.close:
-                    store.close_packed(decision.close)
+                    store.close_packed(self._labels(decision.close))
                 return made
             filled = self._fill(decision.above, waiting)
+            if filled is None:
+                continue
             self._write(filled, waiting.epoch, seal_key, decision.close)
             if not filled.more:
                 return made + 1
@@ -115,7 +119,7 @@ class Packer:
             if packed.epoch != marks.epoch or not needed(packed, marks) or (linked and not packed.spans)
         ]
         if over:
-            store.close_packed(over)
+            store.close_packed(self._labels(over))
 
     def _write(self, filled: _Filled, epoch: str, seal_key: bytes, replaced: tuple[str, ...]) -> None:
         writings = self._writings
@@ -135,13 +139,18 @@ class Packer:
                 created=writings.clock.now(),
                 lifetime_s=BUNDLE_LIFE_S,
                 priority=next((lane for lane in LANES if lane in filled.spans), "control"),
+                certificate=_der(identity.certificate),
             ),
             seal_key=seal_key,
             signer=identity.signer,
         )
         packed = Packed(bundle, epoch, filled.spans, self._told(), 0.0, filled.more)
-        writings.store.pack(packed, parcels, replaced)
+        writings.store.pack(packed, parcels, self._labels(replaced))
         log.info("bundle.made", bundle=bundle, letters=len(filled.letters), fragments=len(parcels))
+
+    def _labels(self, bundles: Iterable[str]) -> list[Label]:
+        own = self._writings.identity().address.source
+        return [Label(bundle, own, PLATFORM_RECIPIENT) for bundle in bundles]
 
     def session(self) -> str:
         """The session that bundles speak in; made once."""
@@ -174,7 +183,8 @@ class Packer:
         writings = self._writings
         return list(dict.fromkeys([*writings.refused(), *writings.inbox.newest_ids(MAX_GOT)]))[:MAX_GOT]
 
-    def _fill(self, above: Mapping[Lane, int], waiting: Waiting) -> _Filled:
+    def _fill(self, above: Mapping[Lane, int], waiting: Waiting) -> _Filled | None:
+        """None if a letter had to be given up, so that what waits is another now."""
         letters: list[CarriedLetter] = []
         spans: dict[Lane, Span] = {}
         size, outbox = 0, self._writings.outbox
@@ -186,7 +196,11 @@ class Packer:
                 part = Run(run.first, min(run.last, most, run.first + LOAD_LETTERS - 1))
                 for letter in outbox.load(lane, part):
                     clock = self._writings.clock
-                    text = signed(letter, self._writings.identity(), clock.now(), clock.life(LETTER_LIFE)).decode()
+                    try:
+                        text = signed(letter, self._writings.identity(), clock.now(), clock.life(LETTER_LIFE)).decode()
+                    except ContractError as error:
+                        log.error("letters.unsendable", letter=letter.id, kind=letter.kind, reason=str(error))
+                        return None if outbox.give_up(letter, "unsendable") else _Filled(letters, spans, more=False)
                     if len(letters) >= MAX_CARRIED or size + len(text) > MAX_LETTER_BYTES:
                         return _Filled(letters, spans, more=True)
                     size += len(text)
@@ -194,6 +208,13 @@ class Packer:
                     spans[lane] = Span(spans[lane].first if lane in spans else above.get(lane, 0) + 1, letter.sequence)
                 mark = part.last
         return _Filled(letters, spans, more=False)
+
+
+def _der(pem: str | None) -> str | None:
+    """The first certificate of a PEM text, as base64 of its DER."""
+    if pem is None:
+        return None
+    return "".join(pem.partition("-----END")[0].split("\n")[1:])
 
 
 def courier_seal_key(keyring: Keyring) -> bytes | None:

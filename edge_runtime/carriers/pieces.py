@@ -7,8 +7,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from edge_runtime.carriers.listing import some
 from schemas.events import MAX_PIECE_BYTES
 
 MAX_RECIPE_BYTES = 4 << 20
@@ -91,12 +93,14 @@ def piece_path(root: Path, digest: str) -> Path:
 
 
 def piece_files(root: Path) -> Iterator[Path]:
-    """Every file that is named like a piece."""
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if folder.is_dir() and not folder.is_symlink():
-            for path in sorted(folder.iterdir()):
-                if _DIGEST.fullmatch(path.name) and path.name.startswith(folder.name):
-                    yield path
+    """Every file that is named like a piece, of crowded folders some. Raises OSError."""
+    for first in range(256) if root.is_dir() else ():
+        prefix = f"{first:02x}"
+        yield from some(root / prefix, partial(_is_piece, prefix)).paths
+
+
+def _is_piece(prefix: str, entry: os.DirEntry[str]) -> bool:
+    return bool(_DIGEST.fullmatch(entry.name)) and entry.name.startswith(prefix)
 
 
 def read_piece_file(root: Path, digest: str) -> bytes | None:

@@ -12,11 +12,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from edge_runtime.carriers.names import FragmentKey
 from schemas.bundles import Parcel
 from schemas.ids import Address
-
-FragmentKey = tuple[str, int]
-"""Bundle id and index (`Parcel.key`)."""
 
 Verdict = Literal["kept", "held", "arrived", "full", "refused"]
 """What became of a fragment at the peer: `kept` (in custody now), `held` (it had it, or is done with it), `arrived` (it
@@ -42,7 +40,7 @@ class Peer:
         address: of the peer.
         gateway: it has a link to the platform now.
         has: fragments that it holds or has let go, so that they need not be sent.
-        done: bundles that it knows to be finished.
+        done: names of bundles that it knows to be finished.
         key: raw Ed25519 public key, where the transport learnt it from a certificate.
     """
 

@@ -7,8 +7,9 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edge_runtime.budget import Budget
 from edge_runtime.carriers.certificates import NeighbourError
@@ -20,7 +21,9 @@ log = Log(__name__)
 
 HANDSHAKE_S = 10.0
 MAX_GUESTS = 8
-"""Connections from others at once, proven or not."""
+"""Connections from others at once, proven or not; for the next one the oldest goes that has not proven itself."""
+MAX_UNPROVEN_PER_HOST = 2
+"""Connections from one address that have not proven themselves."""
 CALLS_PER_MINUTE = 60
 """From one address."""
 MAX_HOSTS = 256
@@ -45,12 +48,20 @@ class Streams:
 Guest = Callable[[Streams], Awaitable[None]]
 
 
+@dataclass
+class _Caller:
+    """A connection that was accepted."""
+
+    host: str
+    proven: bool = False
+
+
 class Reception:
     """Listens on one port.
 
     Args:
         context: for the next handshake, since certificates are renewed.
-        local: whether a call that arrived at this address of ours is welcome.
+        local: whether a call that arrived at this address of ours (`getsockname`) is welcome.
         guest: what to do with a connection; it is closed afterwards.
         refusals: counts who was turned away before that, by reason.
     """
@@ -58,7 +69,7 @@ class Reception:
     def __init__(
         self,
         context: Callable[[], ssl.SSLContext],
-        local: Callable[[str], bool],
+        local: Callable[[Sequence[Any]], bool],
         guest: Guest,
         refusals: Counter[str],
     ) -> None:
@@ -66,7 +77,7 @@ class Reception:
         self._local = local
         self._guest = guest
         self._refusals = refusals
-        self._guests: set[asyncio.Task[None]] = set()
+        self._guests: dict[asyncio.Task[None], _Caller] = {}
         self._budgets: dict[str, Budget] = {}
 
     async def run(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
@@ -85,30 +96,48 @@ class Reception:
                 self._refusals[refusal] += 1
                 connection.close()
                 continue
-            task = group.create_task(self._receive(connection))
-            self._guests.add(task)
-            task.add_done_callback(self._guests.discard)
+            caller = _Caller(host)
+            task = group.create_task(self._receive(connection, caller))
+            self._guests[task] = caller
+            task.add_done_callback(lambda task: self._guests.pop(task, None))
 
     def _refusal(self, connection: socket.socket, host: str) -> str | None:
-        if not self._local(connection.getsockname()[0]):
+        if not self._local(connection.getsockname()):
             return "other_interface"
-        if len(self._guests) >= MAX_GUESTS:
+        unproven = [task for task, caller in self._guests.items() if not caller.proven]
+        if sum(self._guests[task].host == host for task in unproven) >= MAX_UNPROVEN_PER_HOST:
+            return "too_many_at_once"
+        if len(self._guests) >= MAX_GUESTS and not unproven:
             return "crowded"
         budget = self._budgets.pop(host, None) or Budget(CALLS_PER_MINUTE)
         self._budgets[host] = budget
         if len(self._budgets) > MAX_HOSTS:
             del self._budgets[next(iter(self._budgets))]
-        return None if budget.take(time.monotonic()) else "too_often"
+        if not budget.take(time.monotonic()):
+            return "too_often"
+        if len(self._guests) >= MAX_GUESTS:
+            # A handshake among neighbours takes a moment; the oldest that has not ended is the least likely to.
+            self._give_up(unproven[0])
+        return None
 
-    async def _receive(self, connection: socket.socket) -> None:
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        self._refusals["given_up"] += 1
+        del self._guests[task]
+        task.cancel()
+
+    async def _receive(self, connection: socket.socket, caller: _Caller) -> None:
         try:
             streams = await self._shake_hands(connection)
+        except asyncio.CancelledError:
+            connection.close()
+            raise
         except (NeighbourError, OSError) as error:
             told = error if isinstance(error, NeighbourError) else explain(error, "be called on", "lost")
             self._refusals[told.reason] += 1
             log.debug("neighbour.refused", reason=told.reason, message=str(told))
             connection.close()
             return
+        caller.proven = True
         try:
             await self._guest(streams)
         finally:
@@ -125,13 +154,16 @@ class Reception:
 
 
 def listen(port: int) -> socket.socket:
-    """A listening socket on all interfaces.
+    """A listening socket on all interfaces, for IPv6 and IPv4 where the system has both.
 
     Raises:
         NeighbourError: `port_taken`.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    both = socket.has_dualstack_ipv6()
+    listener = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_STREAM)
     try:
+        if both:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Strangers on the LAN may call; `Reception` looks at who and where before it answers.
         listener.bind(("", port))

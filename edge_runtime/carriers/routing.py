@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from edge_runtime.carriers.port import FragmentKey
-from schemas.bundles import MAX_HOPS
+from edge_runtime.carriers.names import FragmentKey, Label, key_of
+from schemas.bundles import MAX_HOPS, Parcel
 from schemas.events import LANES, PLATFORM_RECIPIENT, Lane
 
 ORIGIN_SHARE = 0.25
 """Of the room; what one origin's bundles may fill."""
+UNVERIFIED_SHARE = 0.25
+"""Of the room; what all heads together may fill of which nobody here can tell whether they are genuine."""
 GIVER_SHARE = 0.5
 """Of the room; what one peer may fill, whatever origins it names."""
 
@@ -29,6 +31,8 @@ class Carried:
         age_s: as of now.
         own: this device is its origin.
         giver: address of the peer that brought it; empty for own ones.
+        verified: its origin's signature is known to hold.
+        index: which part of its bundle it is.
     """
 
     key: FragmentKey
@@ -42,11 +46,37 @@ class Carried:
     bytes: int
     own: bool = False
     giver: str = ""
+    verified: bool = True
+    index: int = 0
+
+    @property
+    def label(self) -> Label:
+        """The bundle that it is part of."""
+        return Label(self.key[0], self.origin, self.destination)
 
     @property
     def expired(self) -> bool:
         """Whether its life is over."""
         return self.age_s >= self.lifetime_s
+
+
+def facts_of(parcel: Parcel, giver: str = "", *, verified: bool = False) -> Carried:
+    """What routing needs to know of a fragment that has just come; it has no copies before they are released."""
+    head, way = parcel.head, parcel.way
+    return Carried(
+        key=key_of(parcel),
+        origin=head.origin,
+        destination=head.destination,
+        priority=head.priority,
+        lifetime_s=head.lifetime_s,
+        hops=way.hops,
+        copies=0,
+        age_s=way.age_s,
+        bytes=len(parcel.head_bytes) + len(parcel.payload),
+        giver=giver,
+        verified=verified,
+        index=head.fragment.index,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +123,18 @@ def share(carried: Carried, meeting: Meeting) -> Share | None:
 def offers(
     held: Iterable[Carried], meeting: Meeting, *, has: Collection[FragmentKey], done: Collection[str] = ()
 ) -> list[FragmentKey]:
-    """Fragments to hand to a peer: own ones first, then the more urgent, then the older.
+    """Fragments to hand to a peer: own ones first, then verified ones, then the more urgent, then the older.
 
     Args:
         held: what there is.
         meeting: with whom.
         has: fragments that it has already.
-        done: bundles that it knows to be finished.
+        done: names of bundles that it knows to be finished.
     """
     wanted = [
         carried
         for carried in held
-        if carried.key not in has and carried.key[0] not in done and share(carried, meeting) is not None
+        if carried.key not in has and share(carried, meeting) is not None and carried.label.name not in done
     ]
     return [carried.key for carried in sorted(wanted, key=_rank)]
 
@@ -122,6 +152,10 @@ class Room:
     bytes: int
     fragments: int
 
+    def part(self, ratio: float) -> Room:
+        """A share of it."""
+        return Room(int(self.bytes * ratio), max(1, int(self.fragments * ratio)))
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
@@ -135,32 +169,61 @@ def admit(new: Carried, held: Sequence[Carried], room: Room) -> Admitted:
     """Find room for a fragment.
 
     The quotas of its origin and of its giver come first: a new fragment above them pushes out nothing. Then go what is
-    expired, then the least urgent and oldest of the origin that takes most, but never something more urgent than the
-    new one. Own bundles have their own bound and are never counted here.
+    expired, then what is not verified, then the least urgent and oldest of the origin that takes most, but never
+    something more urgent than the new one.
+
+    One that is not verified pushes out nothing that is, and only what a giver brought who has more of the kind here; so
+    whoever forges, however urgently, leaves each other giver its part of that share. The quota of an origin counts
+    them apart, since anybody can name it. Own bundles have their own bound and are never counted here.
     """
     others = [carried for carried in held if not carried.own]
     gone = [carried.key for carried in others if carried.expired]
     others = [carried for carried in others if not carried.expired]
-    if _over(new, others, lambda c: c.origin, room, ORIGIN_SHARE):
+    if _over(new, others, lambda c: (c.origin, c.verified), room, ORIGIN_SHARE):
         return Admitted(taken=False, evicted=tuple(gone))
     if _over(new, others, lambda c: c.giver, room, GIVER_SHARE):
         return Admitted(taken=False, evicted=tuple(gone))
-    while not _fits([*others, new], room):
-        victim = _victim(others, new.priority)
+    pushed: list[FragmentKey] = []
+    while (crowded := _crowded(new, others, room)) is not None:
+        victim = _doubtful(crowded, new) or (_victim(crowded, new.priority) if new.verified else None)
         if victim is None:
+            # What it would have pushed out stays.
             return Admitted(taken=False, evicted=tuple(gone))
-        gone.append(victim.key)
+        pushed.append(victim.key)
         others.remove(victim)
-    return Admitted(taken=True, evicted=tuple(gone))
+    return Admitted(taken=True, evicted=(*gone, *pushed))
 
 
-def _over(new: Carried, others: Collection[Carried], of: Callable[[Carried], str], room: Room, ratio: float) -> bool:
+def _crowded(new: Carried, others: Sequence[Carried], room: Room) -> Sequence[Carried] | None:
+    """Among whom there is no room for a fragment; None if there is."""
+    doubtful = [carried for carried in others if not carried.verified]
+    if not new.verified and not _fits([*doubtful, new], room.part(UNVERIFIED_SHARE)):
+        return doubtful
+    return None if _fits([*others, new], room) else others
+
+
+def _over(new: Carried, others: Collection[Carried], of: Callable[[Carried], object], room: Room, ratio: float) -> bool:
     same = [carried for carried in others if of(carried) == of(new)]
-    return not _fits([*same, new], Room(int(room.bytes * ratio), max(1, int(room.fragments * ratio))))
+    return not _fits([*same, new], room.part(ratio))
 
 
 def _fits(carried: Sequence[Carried], room: Room) -> bool:
     return len(carried) <= room.fragments and sum(one.bytes for one in carried) <= room.bytes
+
+
+def _doubtful(others: Sequence[Carried], new: Carried) -> Carried | None:
+    """Of what is not verified: the least urgent and oldest of the giver that has most of it here."""
+    sizes: dict[str, int] = {}
+    for carried in others:
+        if not carried.verified:
+            sizes[carried.giver] = sizes.get(carried.giver, 0) + carried.bytes
+    if not sizes:
+        return None
+    most = max(sizes, key=lambda giver: (sizes[giver], giver))
+    if not new.verified and sizes[most] <= sizes.get(new.giver, 0) + new.bytes:
+        return None
+    doubtful = [carried for carried in others if not carried.verified and carried.giver == most]
+    return max(doubtful, key=lambda c: (LANES.index(c.priority), c.age_s, c.key))
 
 
 def _victim(others: Sequence[Carried], urgency: Lane) -> Carried | None:
@@ -174,5 +237,5 @@ def _victim(others: Sequence[Carried], urgency: Lane) -> Carried | None:
     return max(open_to, key=lambda c: (sizes[c.origin], LANES.index(c.priority), c.age_s, c.key))
 
 
-def _rank(carried: Carried) -> tuple[bool, int, float, FragmentKey]:
-    return not carried.own, LANES.index(carried.priority), -carried.age_s, carried.key
+def _rank(carried: Carried) -> tuple[bool, bool, int, float, FragmentKey]:
+    return not carried.own, not carried.verified, LANES.index(carried.priority), -carried.age_s, carried.key

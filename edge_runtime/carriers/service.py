@@ -12,6 +12,7 @@ from edge_runtime.carriers.folder import FolderCarrier
 from edge_runtime.carriers.handing import Counter, HandingIn
 from edge_runtime.carriers.opening import Desk, Opening
 from edge_runtime.carriers.pieces import PieceFolder
+from edge_runtime.carriers.reports import Imported
 from edge_runtime.carriers.station import Ground, open_station
 from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import EdgeError
@@ -85,6 +86,7 @@ class CarrierService:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._neighbours: Neighbours | None = None
         self._problems: dict[str, str] = {}
+        self._folder_exchange: dict[str, Any] | None = None
         self.choice = _STARTING
         settings = around.settings.carriers
         self.station = open_station(
@@ -149,14 +151,13 @@ class CarrierService:
 
     def status(self) -> dict[str, Any]:
         """For `status.json`."""
-        fragments, size = self.station.store.carried_for_others(self.station.custodian.address.source)
         return {
+            **self.station.custodian.custody(),
             "transport": self.choice.transport,
             "reason": self.choice.reason,
-            "carried": {"fragments": fragments, "bytes": size},
-            "open_bundles": len(self.station.store.packed()),
             "neighbours": self._neighbours.status() if self._neighbours is not None else None,
             "folder": str(self._folder.directory) if self._folder is not None else None,
+            "folder_exchange": self._folder_exchange,
         }
 
     def problems(self) -> list[str]:
@@ -216,9 +217,15 @@ class CarrierService:
         if folder is None or not folder.directory.is_dir():
             return
         # In a thread: a folder may lie on a slow stick or on a network.
-        if folder.root.is_dir():
-            await asyncio.to_thread(folder.take)
-        await asyncio.to_thread(folder.export, own=self.choice.transport == "folder")
+        taken = await asyncio.to_thread(folder.take) if folder.root.is_dir() else Imported()
+        written = await asyncio.to_thread(folder.export, own=self.choice.transport == "folder")
+        self._folder_exchange = {
+            "at": self._around.clock.now().isoformat(timespec="seconds"),
+            "taken": taken.arrived + taken.carried,
+            "written": written.fragments,
+            "refused": taken.refused,
+            "left": taken.left,
+        }
 
     def _tidy(self) -> None:
         store = self.station.store

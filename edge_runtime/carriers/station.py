@@ -85,6 +85,7 @@ def open_station(ground: Ground) -> Station:
         keyring=ground.keyring,
         identity=ground.identity,
         linked=ground.linked,
+        now=ground.clock.now,
         carry_bytes=settings.max_bytes if settings.carry else 0,
         detour=ground.detour,
         arrived=ground.arrived,

@@ -2,9 +2,9 @@
 
 | table | one row per | columns |
 |---|---|---|
-| fragments | fragment in custody | address label, `copies`, `hops`, age as of a moment, `giver`, `letter` that hands it to the platform, `verified`, head and payload |
+| fragments | fragment in custody, by its `mark` (`names.py`) | `name` of its bundle, address label, `copies`, `hops`, age as of a moment, `giver`, `letter` that hands it to the platform, `verified`, head and payload |
 | seen | fragment let go | so that it is not taken again |
-| done | finished bundle | `proof`: the courier's bundle whose head acknowledges it, empty if this device saw it itself |
+| done | finished bundle, by its `name` | `proof`: the courier's bundle whose head acknowledges it, empty if this device saw it itself |
 | proofs | such a head | `head` as the courier signed it |
 | packed | open bundle of this device | `epoch`, `ranges` per lane, `told` of the greeting, `is_full`, the moment of its making |
 | asked | (one) | `told` and moment of the last bundle that was made |
@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from sqlite3 import Connection, Row
+from sqlite3 import Connection
+from typing import Any
 
 from edge_runtime.carriers.ages import Moment, elapsed_s
-from edge_runtime.carriers.packing import Asked, Packed, Span
-from edge_runtime.carriers.port import FragmentKey
+from edge_runtime.carriers.names import FragmentKey, Label, key_of, label_of
+from edge_runtime.carriers.packing import Asked, Packed
 from edge_runtime.carriers.routing import Carried
+from edge_runtime.carriers.rows import read_carried, read_packed, read_stored
 from edge_runtime.letters.database import Database
-from schemas.bundles import BUNDLE_TYPE, MAX_COPIES, MAX_HOPS, MAX_LIFETIME_S, BundleHead, Parcel, Way
-from schemas.envelope import parse
-from schemas.events import LANES
+from schemas.bundles import MAX_COPIES, Parcel
 
 MAX_SEEN = 8_192
 MAX_DONE = 4_096
@@ -34,25 +34,28 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS fragments (
-    bundle TEXT NOT NULL, idx INTEGER NOT NULL, count INTEGER NOT NULL, origin TEXT NOT NULL, destination TEXT NOT NULL,
-    priority TEXT NOT NULL, lifetime_s INTEGER NOT NULL, hops INTEGER NOT NULL, copies INTEGER NOT NULL,
-    age_s REAL NOT NULL, boot TEXT NOT NULL, since_boot_s REAL NOT NULL, clock_s REAL NOT NULL, bytes INTEGER NOT NULL,
-    own INTEGER NOT NULL, giver TEXT NOT NULL, verified INTEGER NOT NULL, letter TEXT, head BLOB NOT NULL,
-    payload BLOB NOT NULL, PRIMARY KEY (bundle, idx));
+    bundle TEXT NOT NULL, mark TEXT NOT NULL, name TEXT NOT NULL, idx INTEGER NOT NULL, count INTEGER NOT NULL,
+    origin TEXT NOT NULL, destination TEXT NOT NULL, priority TEXT NOT NULL, lifetime_s INTEGER NOT NULL,
+    hops INTEGER NOT NULL, copies INTEGER NOT NULL, age_s REAL NOT NULL, boot TEXT NOT NULL, since_boot_s REAL NOT NULL,
+    clock_s REAL NOT NULL, bytes INTEGER NOT NULL, own INTEGER NOT NULL, giver TEXT NOT NULL, verified INTEGER NOT NULL,
+    letter TEXT, head BLOB NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (bundle, mark));
 CREATE TABLE IF NOT EXISTS seen (
-    number INTEGER PRIMARY KEY, bundle TEXT NOT NULL, idx INTEGER NOT NULL, UNIQUE (bundle, idx));
-CREATE TABLE IF NOT EXISTS done (number INTEGER PRIMARY KEY, bundle TEXT NOT NULL UNIQUE, proof TEXT NOT NULL);
+    number INTEGER PRIMARY KEY, bundle TEXT NOT NULL, mark TEXT NOT NULL, UNIQUE (bundle, mark));
+CREATE TABLE IF NOT EXISTS done (
+    number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bundle TEXT NOT NULL, proof TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS done_bundle ON done (bundle);
 CREATE TABLE IF NOT EXISTS proofs (number INTEGER PRIMARY KEY, bundle TEXT NOT NULL UNIQUE, head BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS packed (
-    bundle TEXT PRIMARY KEY, epoch TEXT NOT NULL, ranges TEXT NOT NULL, told TEXT NOT NULL, is_full INTEGER NOT NULL,
-    boot TEXT NOT NULL, since_boot_s REAL NOT NULL, clock_s REAL NOT NULL) WITHOUT ROWID;
+    bundle TEXT PRIMARY KEY, name TEXT NOT NULL, epoch TEXT NOT NULL, ranges TEXT NOT NULL, told TEXT NOT NULL,
+    is_full INTEGER NOT NULL, boot TEXT NOT NULL, since_boot_s REAL NOT NULL,
+    clock_s REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS asked (
     one INTEGER PRIMARY KEY CHECK (one = 1), told TEXT NOT NULL, boot TEXT NOT NULL, since_boot_s REAL NOT NULL,
     clock_s REAL NOT NULL);
 """
 _FACTS = (
-    "bundle, idx, count, origin, destination, priority, lifetime_s, hops, copies, age_s, boot, since_boot_s, clock_s, "
-    "bytes, own, giver, verified, letter"
+    "bundle, mark, idx, count, origin, destination, priority, lifetime_s, hops, copies, age_s, boot, since_boot_s, "
+    "clock_s, bytes, own, giver, verified, letter"
 )
 
 
@@ -77,38 +80,51 @@ class CarriedStore:
     def carried(self) -> list[Carried]:
         """Everything in custody, with the ages of now."""
         now = self._moment()
-        return [_carried(row, now) for row in self._database.read(f"SELECT {_FACTS} FROM fragments")]  # noqa: S608
+        return [read_carried(row, now) for row in self._database.read(f"SELECT {_FACTS} FROM fragments")]  # noqa: S608
 
-    def carried_for_others(self, own: str) -> tuple[int, int]:
-        """Fragments and bytes of others, `own` being this device's address."""
+    def custody(self, own: str) -> dict[str, Any]:
+        """What is here in numbers, for the status; `own` is this device's address."""
         row = self._database.read(
-            "SELECT count(*) AS fragments, coalesce(sum(bytes), 0) AS bytes FROM fragments "
-            "WHERE NOT own AND destination <> ?",
+            "SELECT count(*) FILTER (WHERE others) AS fragments, "
+            "coalesce(sum(bytes) FILTER (WHERE others), 0) AS bytes, "
+            "coalesce(sum(copies) FILTER (WHERE others), 0) AS copies, "
+            "count(*) FILTER (WHERE others AND NOT verified) AS unverified, count(*) FILTER (WHERE own) AS mine, "
+            "coalesce(sum(copies) FILTER (WHERE own), 0) AS my_copies, "
+            "count(*) FILTER (WHERE NOT own AND NOT others) AS arriving, (SELECT count(*) FROM packed) AS packed "
+            "FROM (SELECT *, NOT own AND destination <> ? AS others FROM fragments)",
             (own,),
         )[0]
-        return int(row["fragments"]), int(row["bytes"])
+        return {
+            "carried": {name: int(row[name]) for name in ("fragments", "bytes", "copies", "unverified")},
+            "own": {"fragments": int(row["mine"]), "copies": int(row["my_copies"])},
+            "arriving": int(row["arriving"]),
+            "open_bundles": int(row["packed"]),
+        }
 
     def facts(self, key: FragmentKey) -> Carried | None:
         """One fragment without its payload."""
-        rows = self._database.read(f"SELECT {_FACTS} FROM fragments WHERE bundle = ? AND idx = ?", key)  # noqa: S608
-        return _carried(rows[0], self._moment()) if rows else None
+        rows = self._database.read(f"SELECT {_FACTS} FROM fragments WHERE bundle = ? AND mark = ?", key)  # noqa: S608
+        return read_carried(rows[0], self._moment()) if rows else None
 
     def load(self, key: FragmentKey) -> Parcel | None:
         """A whole fragment; its way says what this device holds now."""
-        rows = self._database.read("SELECT * FROM fragments WHERE bundle = ? AND idx = ?", key)
-        return _parcel(rows[0], self._moment()) if rows else None
+        rows = self._database.read("SELECT * FROM fragments WHERE bundle = ? AND mark = ?", key)
+        return read_stored(rows[0], self._moment()) if rows else None
 
-    def fragments_of(self, bundle: str) -> list[Parcel]:
-        """All that is here of one bundle, in order."""
+    def fragments_of(self, bundle: str, destination: str | None = None) -> list[Parcel]:
+        """All that is here under the id of a bundle, in order; of one `destination` only, if it is given."""
         now = self._moment()
-        rows = self._database.read("SELECT * FROM fragments WHERE bundle = ? ORDER BY idx", (bundle,))
-        return [_parcel(row, now) for row in rows]
+        rows = self._database.read(
+            "SELECT * FROM fragments WHERE bundle = ? AND destination = coalesce(?, destination) ORDER BY idx",
+            (bundle, destination),
+        )
+        return [read_stored(row, now) for row in rows]
 
     def whole(self, destination: str) -> list[str]:
         """Bundles to a destination of which every fragment is here, oldest first."""
         rows = self._database.read(
-            "SELECT bundle FROM fragments WHERE destination = ? GROUP BY bundle HAVING count(*) = max(count) "
-            "ORDER BY min(rowid)",
+            "SELECT bundle FROM fragments WHERE destination = ? GROUP BY bundle HAVING "
+            "count(DISTINCT idx) = max(count) ORDER BY min(rowid)",
             (destination,),
         )
         return [str(row["bundle"]) for row in rows]
@@ -130,7 +146,7 @@ class CarriedStore:
             for parcel in parcels:
                 _insert(connection, parcel, now, copies=copies, giver=giver, own=own, verified=verified)
 
-    def pack(self, packed: Packed, parcels: Sequence[Parcel], replaced: Iterable[str]) -> None:
+    def pack(self, packed: Packed, parcels: Sequence[Parcel], replaced: Iterable[Label]) -> None:
         """Take a new bundle of this device into custody, in the place of some older ones."""
         now = self._moment()
         with self._database.write("store a bundle") as connection:
@@ -139,8 +155,11 @@ class CarriedStore:
                 _insert(connection, parcel, now, copies=MAX_COPIES, giver="", own=True, verified=True)
             ranges = ",".join(f"{lane}:{span.first}-{span.last}" for lane, span in packed.spans.items())
             connection.execute(
-                "INSERT INTO packed VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (packed.id, packed.epoch, ranges, packed.told, packed.full, now.boot, now.since_boot_s, now.clock_s),
+                "INSERT INTO packed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(packed.id, label_of(parcels[0].head).name, packed.epoch, ranges, packed.told, packed.full),
+                    *(now.boot, now.since_boot_s, now.clock_s),
+                ),
             )
             connection.execute(
                 "INSERT OR REPLACE INTO asked VALUES (1, ?, ?, ?, ?)",
@@ -158,9 +177,9 @@ class CarriedStore:
     def packed(self) -> list[Packed]:
         """Open bundles of this device, oldest first."""
         now = self._moment()
-        return [_packed(row, now) for row in self._database.read("SELECT * FROM packed ORDER BY bundle")]
+        return [read_packed(row, now) for row in self._database.read("SELECT * FROM packed ORDER BY bundle")]
 
-    def close_packed(self, bundles: Iterable[str]) -> None:
+    def close_packed(self, bundles: Iterable[Label]) -> None:
         """Open bundles that are of no use any more: nobody shall carry them further from here."""
         with self._database.write("close bundles") as connection:
             _close(connection, bundles)
@@ -173,7 +192,7 @@ class CarriedStore:
         """
         with self._database.write("give up copies") as connection:
             given = connection.execute(
-                "UPDATE fragments SET copies = ? WHERE bundle = ? AND idx = ? AND copies = ?", (kept, *key, was)
+                "UPDATE fragments SET copies = ? WHERE bundle = ? AND mark = ? AND copies = ?", (kept, *key, was)
             ).rowcount
             if given and drop:
                 _let_go(connection, [key])
@@ -183,9 +202,14 @@ class CarriedStore:
         """A peer has released its share to this device."""
         with self._database.write("take over copies") as connection:
             connection.execute(
-                "UPDATE fragments SET copies = min(?, copies + ?) WHERE bundle = ? AND idx = ?",
+                "UPDATE fragments SET copies = min(?, copies + ?) WHERE bundle = ? AND mark = ?",
                 (MAX_COPIES, copies, *key),
             )
+
+    def vouch(self, key: FragmentKey) -> None:
+        """The signature of a fragment in custody is known to hold by now."""
+        with self._database.write("note a proven fragment") as connection:
+            connection.execute("UPDATE fragments SET verified = 1 WHERE bundle = ? AND mark = ?", key)
 
     def let_go(self, keys: Iterable[FragmentKey]) -> None:
         """End custody: somebody else is responsible now. They are not taken again."""
@@ -198,74 +222,80 @@ class CarriedStore:
         with self._database.write("drop fragments") as connection:
             _forget(connection, keys)
 
-    def finish(self, bundles: Iterable[str], proof: tuple[str, bytes] | None = None) -> None:
+    def finish(self, bundles: Iterable[Label], proof: tuple[str, bytes] | None = None) -> None:
         """Bundles that have reached their destination; `proof` is the id and head of the bundle that says so."""
         with self._database.write("note finished bundles") as connection:
             for bundle in bundles:
-                connection.execute("DELETE FROM fragments WHERE bundle = ?", (bundle,))
-                connection.execute("DELETE FROM packed WHERE bundle = ?", (bundle,))
+                connection.execute("DELETE FROM fragments WHERE bundle = ? AND name = ?", (bundle.bundle, bundle.name))
+                connection.execute("DELETE FROM packed WHERE bundle = ? AND name = ?", (bundle.bundle, bundle.name))
                 connection.execute(
-                    "INSERT INTO done (bundle, proof) VALUES (?, ?) "
-                    "ON CONFLICT (bundle) DO UPDATE SET proof = excluded.proof WHERE proof = ''",
-                    (bundle, proof[0] if proof else ""),
+                    "INSERT INTO done (name, bundle, proof) VALUES (?, ?, ?) "
+                    "ON CONFLICT (name) DO UPDATE SET proof = excluded.proof WHERE proof = ''",
+                    (bundle.name, bundle.bundle, proof[0] if proof else ""),
                 )
             if proof is not None:
                 connection.execute("INSERT INTO proofs (bundle, head) VALUES (?, ?) ON CONFLICT DO NOTHING", proof)
             _bound(connection, "done", MAX_DONE)
             _bound(connection, "proofs", MAX_PROOFS)
 
-    def without_proof(self, bundles: Iterable[str]) -> list[str]:
+    def without_proof(self, bundles: Iterable[Label]) -> list[Label]:
         """Those of which the courier has not said yet that they are finished."""
         return [
             bundle
             for bundle in bundles
-            if not self._database.read("SELECT 1 FROM done WHERE bundle = ? AND proof <> ''", (bundle,))
+            if not self._database.read("SELECT 1 FROM done WHERE name = ? AND proof <> ''", (bundle.name,))
         ]
 
-    def is_done(self, bundle: str) -> bool:
+    def is_done(self, bundle: Label) -> bool:
         """Whether a bundle is known to be finished."""
-        return bool(self._database.read("SELECT 1 FROM done WHERE bundle = ?", (bundle,)))
+        return bool(self._database.read("SELECT 1 FROM done WHERE name = ?", (bundle.name,)))
 
     def was_seen(self, key: FragmentKey) -> bool:
         """Whether custody of a fragment ended here before."""
-        return bool(self._database.read("SELECT 1 FROM seen WHERE bundle = ? AND idx = ?", key))
+        return bool(self._database.read("SELECT 1 FROM seen WHERE bundle = ? AND mark = ?", key))
 
     def seen(self, limit: int) -> list[FragmentKey]:
         """Fragments let go, newest first."""
-        rows = self._database.read("SELECT bundle, idx FROM seen ORDER BY number DESC LIMIT ?", (limit,))
-        return [(str(row["bundle"]), int(row["idx"])) for row in rows]
+        rows = self._database.read("SELECT bundle, mark FROM seen ORDER BY number DESC LIMIT ?", (limit,))
+        return [(str(row["bundle"]), str(row["mark"])) for row in rows]
 
     def done(self, limit: int) -> list[str]:
-        """Finished bundles, newest first."""
-        rows = self._database.read("SELECT bundle FROM done ORDER BY number DESC LIMIT ?", (limit,))
-        return [str(row["bundle"]) for row in rows]
+        """Names of finished bundles, newest first."""
+        rows = self._database.read("SELECT name FROM done ORDER BY number DESC LIMIT ?", (limit,))
+        return [str(row["name"]) for row in rows]
 
-    def proofs(self, bundles: Iterable[str]) -> list[bytes]:
-        """Heads that prove some of these bundles done."""
+    def done_ids(self) -> set[str]:
+        """Ids of finished bundles."""
+        return {str(row["bundle"]) for row in self._database.read("SELECT bundle FROM done")}
+
+    def proofs(self, bundles: Iterable[str], known: Collection[str] = ()) -> list[bytes]:
+        """Heads that prove bundles with these ids done, but those whose names are known to be."""
         found: dict[str, bytes] = {}
         for bundle in bundles:
             for row in self._database.read(
-                "SELECT p.bundle, p.head FROM done d JOIN proofs p ON p.bundle = d.proof WHERE d.bundle = ?", (bundle,)
+                "SELECT d.name, p.bundle, p.head FROM done d JOIN proofs p ON p.bundle = d.proof WHERE d.bundle = ?",
+                (bundle,),
             ):
-                found[str(row["bundle"])] = bytes(row["head"])
+                if row["name"] not in known:
+                    found[str(row["bundle"])] = bytes(row["head"])
         return list(found.values())
 
     def letters(self) -> dict[FragmentKey, str]:
         """Fragments that a letter of this device brings to the platform, with its id."""
-        rows = self._database.read("SELECT bundle, idx, letter FROM fragments WHERE letter IS NOT NULL")
-        return {(str(row["bundle"]), int(row["idx"])): str(row["letter"]) for row in rows}
+        rows = self._database.read("SELECT bundle, mark, letter FROM fragments WHERE letter IS NOT NULL")
+        return {(str(row["bundle"]), str(row["mark"])): str(row["letter"]) for row in rows}
 
     def set_letter(self, key: FragmentKey, letter_id: str | None) -> None:
         """Note the letter that hands a fragment in; None if it came to nothing."""
         with self._database.write("note a letter of a fragment") as connection:
-            connection.execute("UPDATE fragments SET letter = ? WHERE bundle = ? AND idx = ?", (letter_id, *key))
+            connection.execute("UPDATE fragments SET letter = ? WHERE bundle = ? AND mark = ?", (letter_id, *key))
 
     def unverified(self, destination: str) -> list[FragmentKey]:
         """Fragments to a destination whose signer is not known yet, oldest first."""
         rows = self._database.read(
-            "SELECT bundle, idx FROM fragments WHERE destination = ? AND NOT verified ORDER BY rowid", (destination,)
+            "SELECT bundle, mark FROM fragments WHERE destination = ? AND NOT verified ORDER BY rowid", (destination,)
         )
-        return [(str(row["bundle"]), int(row["idx"])) for row in rows]
+        return [(str(row["bundle"]), str(row["mark"])) for row in rows]
 
     def close(self) -> None:
         """Close the file."""
@@ -278,9 +308,17 @@ def _insert(
     head, way = parcel.head, parcel.way
     size = len(parcel.head_bytes) + len(parcel.payload)
     connection.execute(
-        "INSERT OR IGNORE INTO fragments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?)",
+        "INSERT OR IGNORE INTO fragments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?)",
         (
-            *(head.id, head.fragment.index, head.fragment.count, head.origin, head.destination, head.priority),
+            *(
+                *key_of(parcel),
+                label_of(head).name,
+                head.fragment.index,
+                head.fragment.count,
+                head.origin,
+                head.destination,
+                head.priority,
+            ),
             *(head.lifetime_s, way.hops, copies, way.age_s, now.boot, now.since_boot_s, now.clock_s),
             *(size, own, giver, verified, parcel.head_bytes, parcel.payload),
         ),
@@ -288,21 +326,24 @@ def _insert(
 
 
 def _forget(connection: Connection, keys: Iterable[FragmentKey]) -> None:
-    connection.executemany("DELETE FROM fragments WHERE bundle = ? AND idx = ?", list(keys))
+    connection.executemany("DELETE FROM fragments WHERE bundle = ? AND mark = ?", list(keys))
 
 
 def _let_go(connection: Connection, keys: Sequence[FragmentKey]) -> None:
     _forget(connection, keys)
-    connection.executemany("INSERT OR IGNORE INTO seen (bundle, idx) VALUES (?, ?)", keys)
+    connection.executemany("INSERT OR IGNORE INTO seen (bundle, mark) VALUES (?, ?)", keys)
     _bound(connection, "seen", MAX_SEEN)
 
 
-def _close(connection: Connection, bundles: Iterable[str]) -> None:
+def _close(connection: Connection, bundles: Iterable[Label]) -> None:
     for bundle in bundles:
-        connection.execute("DELETE FROM fragments WHERE bundle = ? AND own", (bundle,))
-        connection.execute("DELETE FROM packed WHERE bundle = ?", (bundle,))
+        connection.execute("DELETE FROM fragments WHERE bundle = ? AND name = ? AND own", (bundle.bundle, bundle.name))
+        connection.execute("DELETE FROM packed WHERE bundle = ? AND name = ?", (bundle.bundle, bundle.name))
         # So that carriers who come by again let go of it, too.
-        connection.execute("INSERT INTO done (bundle, proof) VALUES (?, '') ON CONFLICT DO NOTHING", (bundle,))
+        connection.execute(
+            "INSERT INTO done (name, bundle, proof) VALUES (?, ?, '') ON CONFLICT DO NOTHING",
+            (bundle.name, bundle.bundle),
+        )
     _bound(connection, "done", MAX_DONE)
 
 
@@ -311,41 +352,3 @@ def _bound(connection: Connection, table: str, limit: int) -> None:
         f"DELETE FROM {table} WHERE number <= (SELECT number FROM {table} ORDER BY number DESC LIMIT 1 OFFSET ?)",  # noqa: S608
         (limit,),
     )
-
-
-def _age(row: Row, now: Moment) -> float:
-    return float(row["age_s"]) + elapsed_s(Moment(row["boot"], row["since_boot_s"], row["clock_s"]), now)
-
-
-def _carried(row: Row, now: Moment) -> Carried:
-    return Carried(
-        key=(row["bundle"], row["idx"]),
-        origin=row["origin"],
-        destination=row["destination"],
-        priority=row["priority"],
-        lifetime_s=row["lifetime_s"],
-        hops=row["hops"],
-        copies=row["copies"],
-        age_s=_age(row, now),
-        bytes=row["bytes"],
-        own=bool(row["own"]),
-        giver=row["giver"],
-    )
-
-
-def _parcel(row: Row, now: Moment) -> Parcel:
-    head_bytes = bytes(row["head"])
-    envelope = parse(head_bytes, BUNDLE_TYPE)
-    age_s = min(_age(row, now), 2.0 * MAX_LIFETIME_S)
-    way = Way(hops=min(row["hops"], MAX_HOPS), copies=max(1, row["copies"]), age_s=age_s)
-    return Parcel(BundleHead.read(envelope.body), envelope, head_bytes, way, bytes(row["payload"]))
-
-
-def _packed(row: Row, now: Moment) -> Packed:
-    spans = {}
-    for part in filter(None, row["ranges"].split(",")):
-        lane, _, span = part.partition(":")
-        first, _, last = span.partition("-")
-        spans[next(known for known in LANES if known == lane)] = Span(int(first), int(last))
-    age_s = elapsed_s(Moment(row["boot"], row["since_boot_s"], row["clock_s"]), now)
-    return Packed(row["bundle"], row["epoch"], spans, row["told"], age_s, bool(row["is_full"]))

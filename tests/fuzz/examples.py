@@ -24,6 +24,7 @@ _STRINGS = (
     "mqtts://127.0.0.1:8883",
     "AAAA",
     "a" * 32,
+    "a" * 16,
     "models/digits/1.0.0/model.onnx",
     "1.root.json",
     "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",

@@ -132,6 +132,8 @@ async def test_a_synced_folder_carries_both_ways_while_the_agent_runs(tmp_path: 
         status = agent._chores._house.vitals.status({})
         assert status["carriers"]["transport"] == "folder"
         assert "no neighbour" in status["carriers"]["reason"]
+        exchange = lambda: agent._chores._house.vitals.status({})["carriers"]["folder_exchange"]
+        await until(lambda: exchange() and exchange()["refused"] == 0, "the exchange to be told of")
     assert list((remote.sync / "causeway" / "down" / "home.remote").glob("*.bundle")) == []
     told = remote.command("bundle", "export", str(remote.sync))
     assert told["problem"] is None
@@ -179,13 +181,35 @@ async def test_an_old_receipt_by_carrier_does_not_undo_a_newer_one(tmp_path: Pat
         old = remote.realm.receipt(to, epoch, session, {"normal": 1})
         new = remote.realm.receipt(to, epoch, session, {"normal": 2})
         other = remote.realm.receipt(to, epoch, str(ULID()), {"normal": 3})
-        later_but_lower = remote.realm.receipt(to, epoch, session, {"normal": 1})
-        for letter in (new, old, other, later_but_lower):
+        for letter in (new, old, other, new):
             line.take_receipt(letter.envelope.encode())
             assert agent._outbox.lanes()["normal"] == (3, 2)
+        # The courier lost letters, or an operator recalls them: its newest word counts, whoever brings it.
+        overtaken = remote.realm.receipt(to, epoch, session, {"normal": 3})
+        lowered = remote.realm.receipt(to, epoch, session, {})
+        for letter in (lowered, overtaken, new, old):
+            line.take_receipt(letter.envelope.encode())
+            assert agent._outbox.lanes()["normal"] == (3, 0)
         line.take_receipt(remote.realm.receipt(to, epoch, session, {"normal": 9}).envelope.encode())
         assert agent._outbox.epoch != epoch, "the courier holds letters that were never issued here"
 
 
 def _event(text: str) -> EventReport:
     return EventReport(name="said", severity="info", reason="test", message=text)
+
+
+def test_the_command_says_which_files_are_bad_and_why_and_ends_as_the_platforms_does(tmp_path: Path) -> None:
+    remote = Remote(tmp_path)
+    stick = tmp_path / "stick"
+    remote.down(stick, Contents(letters=[remote.config_letter(9.0)]))
+    bad = stick / "causeway" / "down" / "home.remote" / f"{ULID()}.0.bundle"
+    bad.write_bytes(b"CWB1 junk")
+    command = [sys.executable, "-m", "edge_runtime", "bundle", "import", str(stick), "--config", str(remote.config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4, done.stderr
+    assert "(1 bundle complete)" in done.stdout, "the good one was taken all the same"
+    assert f"refused: down/home.remote/{bad.name}: " in done.stdout
+    assert "ends too early" in done.stdout
+    assert bad.exists()
+    bad.unlink()
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0

@@ -64,10 +64,7 @@ def quay(tmp_path: Path) -> Iterator[Quay]:
         devices = {}
         for name, machine in machines.items():
             device = devices[name] = EdgeProcess.make(tmp_path / name, name, NEIGHBOURS)
-            device.fetch_token(live)
-            # In the office, before it is carried out to where it will be.
-            enrolled = device.enrol()
-            assert enrolled.returncode == 0, enrolled.stderr
+            device.admit(live)  # in the office, before it is carried out to where it will be
             quayside.plug(machine)
             device.prefix = machine.prefix
         yield Quay(live, harbour, devices["ann"], devices["bob"], machines["ann"], machines["bob"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import ssl
 from datetime import UTC, datetime
@@ -14,9 +15,10 @@ from ulid import ULID
 
 from edge_runtime.carriers import meeting, reception
 from edge_runtime.carriers.certificates import NeighbourError, contexts
+from edge_runtime.carriers.interfaces import Interfaces
 from edge_runtime.carriers.neighbours import _Meeting
 from edge_runtime.carriers.port import MAX_FRAME_BYTES
-from edge_runtime.carriers.reception import MAX_GUESTS
+from edge_runtime.carriers.reception import MAX_GUESTS, MAX_UNPROVEN_PER_HOST
 from edge_runtime.identity import Identity
 from schemas.neighbours import LENGTH
 from tests.support.neighbours import ENDS, NOW, Host, authority, device, until
@@ -56,6 +58,7 @@ async def test_two_devices_meet_and_both_hear_everything_in_order(pair) -> None:
             assert set(ann.neighbours.in_sight()) == {pair[1].address}
             assert set(bob.neighbours.in_sight()) == {pair[0].address}, "also who was not announced"
             assert ann.refusals == bob.refusals == {}
+            assert ann.neighbours.status()["last_met"]["peer"] == str(pair[1].address)
 
 
 async def test_news_bring_the_next_meeting_long_before_its_time(pair) -> None:
@@ -238,11 +241,48 @@ async def test_a_silent_peer_and_one_that_does_not_read_are_dropped(pair, monkey
                 await each.wait_closed()
 
 
-async def test_a_crowd_is_bounded_before_anything_is_spent_on_it(pair, monkeypatch) -> None:
-    monkeypatch.setattr(reception, "HANDSHAKE_S", 3.0)
+async def test_nobody_who_has_proven_himself_goes_for_another(pair, monkeypatch) -> None:
+    monkeypatch.setattr(reception, "MAX_GUESTS", 1)
     async with Host(pair[1]) as bob:
-        crowd = [await asyncio.open_connection("127.0.0.1", bob.neighbours.port) for _ in range(3 * MAX_GUESTS)]
-        await until(lambda: bob.refusals.get("crowded") == 2 * MAX_GUESTS, "the crowd to be turned away")
+        reader, writer = await dial(bob, pair[0])
+        await until(lambda: bob.tales, "an exchange")
+        _, late = await asyncio.open_connection("127.0.0.1", bob.neighbours.port)
+        await until(lambda: bob.refusals.get("crowded"), "the next one to be turned away")
+        assert not reader.at_eof()
+        for each in (late, writer):
+            each.close()
+        await ended(reader)
+
+
+async def test_who_begins_and_does_not_finish_keeps_nobody_out(pair, monkeypatch) -> None:
+    monkeypatch.setattr(reception, "HANDSHAKE_S", 60.0)
+    async with Host(pair[1]) as bob:
+        loop = asyncio.get_running_loop()
+        idle: list[socket.socket] = []
+        # From many places on the LAN; all of 127/8 is this machine.
+        bob.neighbours._interfaces = Interfaces(frozenset({ipaddress.IPv4Interface("127.0.0.1/8")}))
+        for number in range(2 * MAX_GUESTS):
+            one = socket.socket()
+            one.setblocking(False)
+            one.bind((f"127.0.1.{number + 1}", 0))
+            await loop.sock_connect(one, ("127.0.0.1", bob.neighbours.port))
+            idle.append(one)
+        await until(lambda: bob.refusals.get("given_up") == MAX_GUESTS, "the oldest to be given up")
+        reader, writer = await dial(bob, pair[0])
+        await until(lambda: bob.tales, "an exchange with an honest peer, though the crowd is still there")
+        writer.close()
+        await ended(reader)
+        for one in idle:
+            one.close()
+
+
+async def test_one_place_may_begin_few_at_once(pair, monkeypatch) -> None:
+    monkeypatch.setattr(reception, "HANDSHAKE_S", 60.0)
+    async with Host(pair[1]) as bob:
+        crowd = [await asyncio.open_connection("127.0.0.1", bob.neighbours.port) for _ in range(MAX_GUESTS)]
+        await until(
+            lambda: bob.refusals.get("too_many_at_once") == MAX_GUESTS - MAX_UNPROVEN_PER_HOST, "most to be refused"
+        )
         for _, writer in crowd:
             writer.close()
         reader, writer = await until_open(bob, pair[0])

@@ -93,6 +93,7 @@ class Port:
     interface: str
     outlet: str
     address: str
+    """Empty where the switch has no IPv4."""
     shaped: bool
 
     def cut(self) -> None:
@@ -127,6 +128,7 @@ class Switch:
     name: str
     machine: Machine
     subnet: int
+    only_ipv6: bool = False
     ports: list[Port] = field(default_factory=list)
 
     def plug(self, machine: Machine, shape: Shape | None = None) -> Port:
@@ -141,14 +143,17 @@ class Switch:
             switch=self,
             interface=interface,
             outlet=f"s{self.subnet}p{number}",
-            address=f"{NETWORK}.{self.subnet}.{number}",
+            address="" if self.only_ipv6 else f"{NETWORK}.{self.subnet}.{number}",
             shaped=shape is not None,
         )
         self._lay(port)
         self.machine.ip("link", "set", port.outlet, "master", "br0", "up")
-        machine.ip("addr", "add", f"{port.address}/24", "dev", interface)
+        if self.only_ipv6:
+            machine.run(["sysctl", "-qw", f"net.ipv6.conf.{interface}.disable_ipv6=0"])
+        else:
+            machine.ip("addr", "add", f"{port.address}/24", "dev", interface)
         machine.ip("link", "set", interface, "up")
-        if machine.namespace and machine.plugs == 1:
+        if machine.namespace and machine.plugs == 1 and not self.only_ipv6:
             machine.ip("route", "add", "224.0.0.0/4", "dev", interface)
         if shape is not None:
             port.shape(shape)
@@ -212,12 +217,12 @@ class Net:
         machine.ip("link", "set", "lo", "up")
         return machine
 
-    def switch(self, name: str) -> Switch:
-        """A new one, with a network of its own."""
+    def switch(self, name: str, *, only_ipv6: bool = False) -> Switch:
+        """A new one, with a network of its own; of IPv6 machines give themselves the link-local addresses."""
         machine = self.machine(f"switch-{name}")
         machine.ip("link", "add", "br0", "type", "bridge", "mcast_snooping", "0", "forward_delay", "0")
         machine.ip("link", "set", "br0", "up")
-        return Switch(self, name, machine, next(self._subnets))
+        return Switch(self, name, machine, next(self._subnets), only_ipv6)
 
     def wire(self, do: str, cable: str, **more: Any) -> dict[str, int]:
         """One command to the process that carries frames."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +23,7 @@ from edge_runtime.carriers.frames import (
     Release,
     Summary,
 )
+from edge_runtime.carriers.names import key_of
 from edge_runtime.carriers.port import MAX_FRAME_BYTES, Limits
 from schemas.bundles import MAX_COPIES, MAX_HOPS, Contents
 from tests.support.carriers import Realm, Traveller, letters_of, meet, pump
@@ -31,19 +31,6 @@ from tests.support.carriers import Realm, Traveller, letters_of, meet, pump
 NAMES = "abcd"
 MEMORY = Path("/dev/shm")
 """Power cuts are not what this is about, and fsync is slow."""
-
-
-@pytest.fixture
-def realm() -> Realm:
-    return Realm()
-
-
-@pytest.fixture
-def pair(realm: Realm, tmp_path: Path) -> Iterator[tuple[Traveller, Traveller]]:
-    travellers = Traveller(realm, tmp_path / "a", "a"), Traveller(realm, tmp_path / "b", "b")
-    yield travellers
-    for traveller in travellers:
-        traveller.close()
 
 
 def copies_of(travellers: list[Traveller]) -> dict[tuple[str, int], int]:
@@ -192,7 +179,7 @@ def test_whoever_breaks_the_protocol_is_left(pair: tuple[Traveller, Traveller], 
         with pytest.raises(ExchangeError):
             early.receive(frame)
     (parcel,) = realm.answer(b, Contents())
-    unknown = {"id": parcel.head.id, "index": 0}
+    unknown = dict(zip(("id", "mark"), key_of(parcel), strict=True))
     for frame in (
         b"?",
         FRAGMENT + b"CWB1",
@@ -217,9 +204,9 @@ def test_a_release_is_taken_once(pair: tuple[Traveller, Traveller], realm: Realm
     (answer,) = made.receive(FRAGMENT + parcel.on_its_way(hops=1, copies=2, age_s=0).write())
     assert Answer.read(answer[1:]).verdict == "kept"
     assert a.store.carried()[-1].copies == 0, "nothing to spray before the release"
-    release = RELEASE + Release(id=parcel.head.id, index=0, copies=2).write()
+    release = RELEASE + Release(id=parcel.head.id, mark=key_of(parcel)[1], copies=2).write()
     made.receive(release)
-    assert {one.key: one.copies for one in a.store.carried()}[parcel.key] == 2
+    assert {one.key: one.copies for one in a.store.carried()}[key_of(parcel)] == 2
     with pytest.raises(ExchangeError):
         made.receive(release)
     c.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,18 @@ import pytest
 
 from edge_runtime.carriers.folder import FolderError
 from edge_runtime.carriers.handing import MAX_WAITING, Counter, HandingIn
+from edge_runtime.carriers.names import key_of
 from edge_runtime.carriers.opening import Desk, Opening
 from edge_runtime.carriers.pieces import PieceFolder, piece_files, piece_path
+from edge_runtime.carriers.port import Peer
 from edge_runtime.folder import write_durable
 from edge_runtime.parcels import PieceFetcher
 from schemas.aggregator import Artifact
-from schemas.bundles import MAX_COPIES, CarriedLetter, Contents, bundle_of_letter, read_parcel
+from schemas.bundles import BUNDLE_TYPE, MAX_COPIES, CarriedLetter, Contents, bundle_of_letter, read_parcel
 from schemas.depot import write_recipe
-from schemas.envelope import Signer
+from schemas.envelope import Signer, parse, seal
 from schemas.events import Message
 from tests.support.carriers import Realm, Traveller, letters_of
-
-
-@pytest.fixture
-def realm() -> Realm:
-    return Realm()
-
-
-@pytest.fixture
-def pair(realm: Realm, tmp_path: Path) -> Iterator[tuple[Traveller, Traveller]]:
-    travellers = Traveller(realm, tmp_path / "a", "a"), Traveller(realm, tmp_path / "b", "b")
-    yield travellers
-    for traveller in travellers:
-        traveller.close()
-
-
-@pytest.fixture
-def stick(tmp_path: Path) -> Path:
-    folder = tmp_path / "stick"
-    folder.mkdir()
-    return folder
 
 
 def files(stick: Path, kind: str) -> list[Path]:
@@ -296,6 +278,22 @@ async def test_a_bundle_stays_until_all_of_it_is_stored(pair: tuple[Traveller, T
     ear.full = False
     assert await made.run() == 1
     assert made.problem is None
+
+
+async def test_a_bundle_opens_though_something_else_of_its_id_is_carried(three: list[Traveller], realm: Realm) -> None:
+    a, b, c = three
+    made, ear, reports = opening(realm, a)
+    (answer,) = realm.answer(a, CONTENTS)
+    c.custodian.packer.pack()
+    (own,) = [parcel for packed in c.store.packed() for parcel in c.store.fragments_of(packed.id)]
+    namesake = replace(own, head=own.head.model_copy(update={"id": answer.head.id}))
+    raw = seal(namesake.head.write(), c.identity.signer, BUNDLE_TYPE)
+    namesake = replace(namesake, head_bytes=raw, envelope=parse(raw, BUNDLE_TYPE))
+    assert a.custodian.take(namesake, Peer(c.address, key=c.identity.public_key)) == "kept"
+    assert a.custodian.take(answer, Peer(b.address)) == "arrived"
+    assert await made.run() == 1
+    assert (ear.heard[0], reports) == (("trust", b"trust"), [])
+    assert [one.key for one in a.store.carried() if not one.own] == [key_of(namesake)], "it is still carried"
 
 
 async def test_a_pack_inside_may_introduce_the_signer(realm: Realm, tmp_path: Path) -> None:

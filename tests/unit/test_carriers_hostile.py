@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from ulid import ULID
 
 from causeway.bundle.folder import BundleFolder
 from edge_runtime.carriers.folder import FolderError
+from edge_runtime.carriers.names import label_of
 from edge_runtime.carriers.pieces import MAX_RECIPE_BYTES, piece_path
 from edge_runtime.carriers.port import Peer
 from edge_runtime.folder import write_durable
@@ -21,27 +23,13 @@ from schemas.bundles import Addressed, CarriedLetter, Contents, Parcel, write_bu
 from schemas.envelope import Signer
 from schemas.ids import Address
 from services.kit.errors import RefusedError
-from tests.support.carriers import Realm, Traveller
+from tests.support.carriers import Realm, Traveller, meet
 
 
 @pytest.fixture
-def realm() -> Realm:
-    return Realm()
-
-
-@pytest.fixture
-def pair(realm: Realm, tmp_path: Path) -> Iterator[tuple[Traveller, Traveller]]:
-    travellers = Traveller(realm, tmp_path / "a", "a"), Traveller(realm, tmp_path / "b", "b")
-    yield travellers
-    for traveller in travellers:
-        traveller.close()
-
-
-@pytest.fixture
-def stick(tmp_path: Path) -> Path:
-    folder = tmp_path / "stick"
-    (folder / "causeway" / "up").mkdir(parents=True)
-    return folder
+def stick(stick: Path) -> Path:
+    (stick / "causeway" / "up").mkdir(parents=True)
+    return stick
 
 
 @pytest.fixture
@@ -177,3 +165,76 @@ def test_bundles_that_never_become_whole_do_not_keep_newer_ones_out(
     assert [a.custodian.take(parcel, peer(b)) for parcel in newest] == ["arrived"] * len(newest)
     assert newest[0].head.id in a.store.whole(a.address.source)
     assert len(a.store.carried()) == 3
+
+
+def own_bundle(of: Traveller) -> list[Parcel]:
+    """What it has packed of its own."""
+    return [parcel for packed in of.store.packed() for parcel in of.store.fragments_of(packed.id)]
+
+
+def heads(of: Traveller, bundle: str) -> set[bytes]:
+    """What it holds under the id of a bundle."""
+    return {parcel.head_bytes for parcel in of.store.fragments_of(bundle)}
+
+
+def altered(parcel: Parcel) -> Parcel:
+    """The same head with a signature that does not hold; only who knows the key can tell."""
+    ((keyid, signature),) = parcel.envelope.signatures
+    flipped = bytes([signature[0] ^ 1]) + signature[1:]
+    old, new = (base64.b64encode(each) for each in (signature, flipped))
+    assert old in parcel.head_bytes
+    envelope = replace(parcel.envelope, signatures=((keyid, flipped),))
+    return replace(parcel, envelope=envelope, head_bytes=parcel.head_bytes.replace(old, new))
+
+
+@pytest.fixture
+def forger(realm: Realm, tmp_path: Path) -> Iterator[Traveller]:
+    """A device of the platform, with a certificate, that means ill."""
+    traveller = Traveller(realm, tmp_path / "mallory", "mallory")
+    yield traveller
+    traveller.close()
+
+
+@pytest.mark.parametrize("kind", ["stranger's", "altered", "its own"])
+def test_who_knows_the_id_of_a_bundle_cannot_take_its_place_at_a_carrier(
+    pair: tuple[Traveller, Traveller], forger: Traveller, realm: Realm, kind: str
+) -> None:
+    a, b = pair
+    a.say("precious")
+    a.custodian.packer.pack()
+    (genuine,) = own_bundle(a)
+    if kind == "altered":
+        forged = altered(genuine)
+    else:
+        label = Addressed(
+            bundle_id=genuine.head.id,
+            platform=realm.platform,
+            origin=forger.address.source if kind == "its own" else a.address.source,
+            destination=genuine.head.destination,
+            created=genuine.head.created,
+            lifetime_s=3_600,
+            priority="control",
+        )
+        seal, signer = realm.seal.public_key().public_bytes_raw(), forger.identity.signer
+        (forged,) = write_bundle(Contents(), label, seal_key=seal, signer=signer)
+    assert b.custodian.take(forged.on_its_way(hops=1, copies=1, age_s=0.0), peer(forger)) == "kept"
+    meet(a, b)
+    assert genuine.head_bytes in heads(b, genuine.head.id), "the forged one does not keep it out"
+    # What the forger says is done with is its own bundle at most.
+    forger.store.finish([label_of(forged.head)])
+    forger.store.finish([replace(label_of(genuine.head), origin=forger.address.source)])
+    meet(forger, b)
+    assert genuine.head_bytes in heads(b, genuine.head.id)
+    # Nor does the courier's word on a bundle of the forger's own under this id count for another's.
+    (answer,) = realm.answer(forger, Contents(), acknowledges=(genuine.head.id,))
+    b.custodian.prove(answer.head_bytes)
+    assert genuine.head_bytes in heads(b, genuine.head.id)
+    assert kind != "its own" or forged.head_bytes not in heads(b, genuine.head.id)
+    # And who only relays hands both on, since the courier can tell them apart.
+    gateway = Traveller(realm, a.folder.root.parent / "gw", "gw")
+    gateway.linked = True
+    meet(b, gateway)
+    assert genuine.head_bytes in heads(gateway, genuine.head.id)
+    meet(b, gateway)  # the courier's word on the namesake travels along
+    assert meet(b, gateway) == 4, "nothing is sent twice"
+    gateway.close()

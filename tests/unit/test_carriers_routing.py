@@ -10,6 +10,7 @@ from ulid import ULID
 from edge_runtime.carriers.ages import Moment, elapsed_s
 from edge_runtime.carriers.routing import (
     ORIGIN_SHARE,
+    UNVERIFIED_SHARE,
     Carried,
     Meeting,
     Room,
@@ -29,7 +30,7 @@ GATEWAY = Meeting(PEER, gateway=True, linked=False)
 
 def carried(**changes: object) -> Carried:
     plain = Carried(
-        key=(str(ULID()), 0),
+        key=(str(ULID()), "mark"),
         origin="/fleets/home/devices/far",
         destination="/platform",
         priority="normal",
@@ -73,7 +74,7 @@ def test_own_ones_go_first_then_the_urgent_then_the_old() -> None:
     own = carried(priority="bulk", own=True, origin=ME)
     held = [bulk, young, old, control, own]
     assert offers(held, STRANGER, has=set()) == [c.key for c in (own, control, old, young, bulk)]
-    assert offers(held, STRANGER, has={old.key}, done={bulk.key[0]}) == [c.key for c in (own, control, young)]
+    assert offers(held, STRANGER, has={old.key}, done={bulk.label.name}) == [c.key for c in (own, control, young)]
     assert to_hand_in(held) == [c.key for c in (control, old, young, bulk)]
 
 
@@ -139,6 +140,52 @@ def test_something_more_urgent_is_never_pushed_out() -> None:
     assert admit(urgent, held, ROOM).taken
 
 
+def doubtful(**changes: object) -> Carried:
+    return carried(**({"verified": False, "bytes": 100, "origin": f"/fleets/home/devices/d{ULID()}"} | changes))
+
+
+def flood(*givers: str, **changes: object) -> list[Carried]:
+    """What carriers hold after these have given all that is taken of them."""
+    held: list[Carried] = []
+    for number in range(400):
+        new = doubtful(giver=givers[number % len(givers)], **changes)
+        admitted = admit(new, held, Room(10_000, 1_000))
+        held = [c for c in held if c.key not in admitted.evicted] + [new] * admitted.taken
+    return held
+
+
+def test_two_forgers_of_urgent_rubbish_fill_no_more_than_the_share_of_what_nobody_can_check() -> None:
+    room = Room(10_000, 1_000)
+    rubbish = flood("mallory", "eve", priority="control")
+    assert sum(c.bytes for c in rubbish) == room.bytes / 4
+    genuine = [carried(origin=f"/fleets/home/devices/o{n}", giver=f"g{n}", priority="bulk") for n in range(9)]
+    held = rubbish
+    for new in genuine:
+        admitted = admit(new, held, room)
+        assert admitted.taken
+        held = [c for c in held if c.key not in admitted.evicted] + [new]
+    assert set(genuine) <= set(held), "rubbish goes for what is genuine, however urgent it calls itself"
+    assert all(not c.verified for c in rubbish if c not in held)
+    assert admit(doubtful(priority="control", giver="mallory"), held, room).evicted == ()
+
+
+def test_who_forges_leaves_room_for_what_others_bring_that_nobody_can_check() -> None:
+    rubbish = flood("mallory", "eve", priority="control")
+    honest = doubtful(giver="ann", priority="bulk")
+    admitted = admit(honest, rubbish, Room(10_000, 1_000))
+    assert admitted.taken
+    held = [c for c in rubbish if c.key not in admitted.evicted] + [honest]
+    for _ in range(50):
+        more = admit(doubtful(giver="mallory", priority="control"), held, Room(10_000, 1_000))
+        assert honest.key not in more.evicted
+        assert not more.taken
+
+
+def test_rubbish_in_the_name_of_an_origin_does_not_use_up_its_quota() -> None:
+    rubbish = flood("mallory", origin="/fleets/home/devices/ann")
+    assert admit(carried(origin="/fleets/home/devices/ann", giver="bob"), rubbish, Room(10_000, 1_000)).taken
+
+
 @given(
     st.lists(
         st.builds(
@@ -149,7 +196,8 @@ def test_something_more_urgent_is_never_pushed_out() -> None:
             bytes=st.integers(1, 3_000),
             age_s=st.floats(0, 4_000),
             own=st.booleans(),
-            key=st.integers(0, 2**60).map(lambda n: (str(ULID.from_int(n)), 0)),
+            verified=st.booleans(),
+            key=st.integers(0, 2**60).map(lambda n: (str(ULID.from_int(n)), "mark")),
         ),
         max_size=60,
         unique_by=lambda c: c.key,
@@ -162,7 +210,10 @@ def test_the_room_is_never_exceeded(incoming: list[Carried]) -> None:
             held.append(new)
             continue
         admitted = admit(new, held, ROOM)
-        assert not any(c.own for c in held if c.key in admitted.evicted), "own bundles have their own bound"
+        gone = [c for c in held if c.key in admitted.evicted]
+        assert not any(c.own for c in gone), "own bundles have their own bound"
+        assert new.verified or not any(c.verified and not c.expired for c in gone)
+        assert admitted.taken or all(c.expired for c in gone), "nothing goes for one that is not taken"
         held = [c for c in held if c.key not in admitted.evicted]
         if admitted.taken:
             held.append(new)
@@ -170,7 +221,9 @@ def test_the_room_is_never_exceeded(incoming: list[Carried]) -> None:
         assert sum(c.bytes for c in others) <= ROOM.bytes
         assert len(others) <= ROOM.fragments
         for origin in {c.origin for c in others}:
-            assert sum(c.bytes for c in others if c.origin == origin) <= ROOM.bytes * ORIGIN_SHARE
+            genuine = [c.bytes for c in others if c.origin == origin and c.verified]
+            assert sum(genuine) <= ROOM.bytes * ORIGIN_SHARE
+        assert sum(c.bytes for c in others if not c.verified) <= ROOM.bytes * UNVERIFIED_SHARE
 
 
 def test_time_counts_while_the_machine_runs_and_by_the_clock_over_a_restart() -> None:

@@ -1,21 +1,31 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ulid import ULID
 
-from edge_runtime.carriers.discovery import MAX_PLACES, Interfaces, places_of
+from edge_runtime.carriers.discovery import MAX_PLACES, places_of
+from edge_runtime.carriers.interfaces import Interfaces
 from schemas.errors import MessageError
 from schemas.ids import IDENTIFIER, Address
 from schemas.neighbours import MAX_TXT_BYTES, SERVICE_TYPE, Announcement, instance_name, platform_hash
 
 PLATFORM = str(ULID())
 names = st.from_regex(IDENTIFIER, fullmatch=True)
-LAN = Interfaces(frozenset({ipaddress.IPv4Interface("10.1.2.3/24"), ipaddress.IPv4Interface("192.168.7.9/16")}))
+LAN = Interfaces(
+    frozenset(
+        {
+            ipaddress.IPv4Interface("10.1.2.3/24"),
+            ipaddress.IPv4Interface("192.168.7.9/16"),
+            ipaddress.IPv6Interface("fe80::3%2/64"),
+            ipaddress.IPv6Interface("fe80::9%5/64"),
+            ipaddress.IPv6Interface("fd00:1::3%2/64"),
+        }
+    )
+)
 
 
 def raw(properties: dict[str, str]) -> dict[bytes, bytes | None]:
@@ -65,30 +75,64 @@ def test_whatever_comes_is_read_or_refused(properties: dict[bytes, bytes | None]
     assert len(announcement.platform_hash) == 16
 
 
-def packed(*addresses: str) -> list[bytes]:
-    return [socket.inet_aton(address) for address in addresses]
-
-
 def test_only_places_in_our_networks_are_called() -> None:
-    assert places_of(packed("10.1.2.9", "8.8.8.8", "192.168.1.1"), 99, LAN) == (("10.1.2.9", 99), ("192.168.1.1", 99))
-    many = packed(*(f"10.1.2.{n}" for n in range(10, 40)))
+    assert places_of(["10.1.2.9", "8.8.8.8", "192.168.1.1"], 99, LAN) == (("10.1.2.9", 99), ("192.168.1.1", 99))
+    several = ["fe80::7%5", "fd00:1::7", "10.1.2.9", "fd00:2::7", "2001:db8::7", "fe80::3%2", "fe80::9%5", "::1"]
+    assert places_of(several, 99, LAN) == (("10.1.2.9", 99), ("fd00:1::7", 99), ("fe80::7%5", 99))
+    many = [f"10.1.2.{n}" for n in range(10, 40)]
     assert len(places_of(many, 99, LAN)) == MAX_PLACES
 
 
 @pytest.mark.parametrize(
     ("addresses", "port"),
     [
-        (packed("8.8.8.8"), 99),
-        (packed("10.1.2.3"), 99),
-        (packed("10.1.2.9"), 0),
-        (packed("10.1.2.9"), None),
-        (packed("10.1.2.9"), 70_000),
-        ([b"\x01" * 16], 99),
+        (["8.8.8.8"], 99),
+        (["10.1.2.3"], 99),
+        (["10.1.2.9"], 0),
+        (["10.1.2.9"], None),
+        (["10.1.2.9"], 70_000),
+        (["fe80::7"], 99),
+        (["fe80::7%3"], 99),
+        (["fe80::3%2"], 99),
+        (["::ffff:10.1.2.9"], 99),
         ([], 99),
     ],
-    ids=["far", "own", "port 0", "no port", "port too high", "IPv6", "nowhere"],
+    ids=[
+        "far",
+        "own",
+        "port 0",
+        "no port",
+        "port too high",
+        "no link",
+        "other link",
+        "own link-local",
+        "mapped",
+        "nowhere",
+    ],
 )
-def test_an_announcement_without_a_place_is_refused(addresses: list[bytes], port: int | None) -> None:
+def test_an_announcement_without_a_place_is_refused(addresses: list[str], port: int | None) -> None:
     with pytest.raises(MessageError) as caught:
         places_of(addresses, port, LAN)
     assert caught.value.reason == "no_place"
+
+
+@pytest.mark.parametrize(
+    ("arrived_at", "welcome"),
+    [
+        (("10.1.2.3", 99), True),
+        (("::ffff:10.1.2.3", 99, 0, 0), True),
+        (("::ffff:10.1.2.4", 99, 0, 0), False),
+        (("fe80::3%eth0", 99, 0, 2), True),
+        (("fe80::3", 99, 0, 2), True),
+        (("fe80::3", 99, 0, 5), False),
+        (("fd00:1::3", 99, 0, 0), True),
+        (("2001:db8::3", 99, 0, 0), False),
+    ],
+)
+def test_a_call_is_welcome_on_an_address_of_these_networks(arrived_at: tuple[object, ...], welcome: bool) -> None:
+    assert LAN.welcome(arrived_at) is welcome
+
+
+def test_multicast_goes_out_once_per_link() -> None:
+    assert LAN.speaking == ["10.1.2.3", "192.168.7.9", "fe80::3", "fe80::9"]
+    assert LAN.addresses == ["10.1.2.3", "192.168.7.9", "fd00:1::3", "fe80::3", "fe80::9"]
