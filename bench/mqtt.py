@@ -10,11 +10,16 @@ KEEPALIVE_S = 600
 TIMEOUT_S = 15.0
 
 
-def connect_packet(client_id: str, password: str, *, clean: bool = True) -> bytes:
+def connect_packet(
+    client_id: str, password: str, *, clean: bool = True, will: tuple[str, bytes] | None = None
+) -> bytes:
     """CONNECT (MQTT 3.1.1, 3.1); not `clean` asks for a session that outlives the connection."""
-    flags = 0b1100_0000 | (clean << 1)  # user name, password
-    head = _text("MQTT") + bytes([4, flags]) + struct.pack(">H", KEEPALIVE_S)
-    return _packet(0x10, head + _text(client_id) + _text("device") + _text(password))
+    flags = 0b1100_0000 | (clean << 1) | ((will is not None) << 2)  # user name, password
+    body = _text("MQTT") + bytes([4, flags]) + struct.pack(">H", KEEPALIVE_S) + _text(client_id)
+    if will is not None:
+        topic, payload = will
+        body += _text(topic) + struct.pack(">H", len(payload)) + payload
+    return _packet(0x10, body + _text("device") + _text(password))
 
 
 def subscribe_packet(*filters: str, qos: int = 0) -> bytes:

@@ -30,6 +30,7 @@ from bench.platform import FLEET, BenchDevice, enrol, metric, mint, on_bus, pid_
 from bench.processes import cpu_s, listens, memory, until
 from bench.report import BenchError, Target, arguments, conduct, percentile, say
 from bench.roundtrip import Pace, assignment, steadily
+from causeway.platform.nats_server import collector
 from causeway.platform.supervisor import Supervisor
 from schemas.depot import TrustAnnouncement
 from schemas.topics import broadcast_subject
@@ -49,7 +50,8 @@ SYNC_TIMEOUT_S = 300.0
 EMPTY_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 120.0
 QUIET_CPU = 0.2
-"""Processor seconds per second, of the whole platform."""
+"""Processor time of the whole platform in `QUIET_LOOK_S`, at most."""
+QUIET_LOOK_S = 1.0
 BROADCASTS = 3
 BROADCAST_TIMEOUT_S = 30.0
 DOWN_TIMEOUT_S = 30.0
@@ -65,6 +67,7 @@ class Size:
     at_once: int
     down: Pace
     peer: bool
+    settle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +117,12 @@ async def power_cut(world: World) -> float:
     return time.monotonic()
 
 
-async def comeback(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
+async def comeback(world: World, settle_s: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """The power cut and the return.
+
+    Args:
+        world: where.
+        settle_s: how long the devices are left alone afterwards, to see what the server's memory comes to.
 
     Returns:
         Figures, and what else is worth knowing.
@@ -140,6 +147,8 @@ async def comeback(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
     say(f"in sync after {in_sync_s:.1f} s; waiting until presence is written down")
     await quiet(pids)
     settled = memory(server).rss_mb
+    await asyncio.sleep(settle_s)
+    later = memory(server).rss_mb
     took = spread(stories, "in_sync")
     figures = {
         "devices": devices,
@@ -155,6 +164,8 @@ async def comeback(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
     extra = {
         "cpu_s": used,
         "server_mb": {"empty": empty, "in_sync": peak, "settled": settled},
+        "server_kb_per_device_later": {"after_s": settle_s, "kb": round(1024 * (later - empty) / devices, 1)},
+        "collector": collector(world.settings.bus),
         "attempts_per_device": round(sum(story.attempts for story in stories) / devices, 3),
         "hellos_per_device": round(sum(story.hellos for story in stories) / devices, 3),
         "lost_connections": await world.fleet.problems(),
@@ -171,7 +182,7 @@ async def quiet(pids: dict[str, int]) -> None:
     """
     deadline, before = time.monotonic() + QUIET_TIMEOUT_S, sum(map(cpu_s, pids.values()))
     while True:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(QUIET_LOOK_S)
         now = sum(map(cpu_s, pids.values()))
         if now - before < QUIET_CPU:
             return
@@ -252,7 +263,7 @@ async def ours(size: Size, state: StateFolder, settings: Settings) -> tuple[dict
         )
         async with fleet(plan, state.logs) as herd:
             world = World(supervisor, state, settings, mailbox, devices, herd)
-            figures, extra = await comeback(world)
+            figures, extra = await comeback(world, size.settle_s)
             async with on_bus(state, settings, "depot") as depot:
                 told = [await broadcast(world, depot, head["timestamp"]) for _ in range(BROADCASTS)]
             say("letters down, one at a time")
@@ -282,6 +293,7 @@ def main() -> None:
     parser = arguments("reconnect", __doc__ or "")
     parser.add_argument("--devices", type=int, help="how many return (default: 10000, quick 500)")
     parser.add_argument("--at-once", type=int, default=0, help="connections made at a time, 0 for all (default: 0)")
+    parser.add_argument("--settle", type=float, default=0.0, help="seconds of rest before one more look at memory")
     parser.add_argument("--no-peer", action="store_true", help="leave Mosquitto out")
     options = parser.parse_args()
     devices = options.devices or (500 if options.quick else 10_000)
@@ -300,7 +312,7 @@ def main() -> None:
         "quick": options.quick,
         "tls": True,
     }
-    work = run(Size(devices, options.at_once, down_pace, not options.no_peer))
+    work = run(Size(devices, options.at_once, down_pace, not options.no_peer, options.settle))
     conduct("reconnect", work, targets, parameters=parameters, as_json=options.json)
 
 

@@ -1,8 +1,9 @@
 """One simulated device that comes back, without its socket: bytes in, bytes out. `bench.herd` moves thousands of them.
 
-It does what the edge agent does at a return (`edge_runtime/line.py`), with the agent's own pauses: CONNECT, SUBSCRIBE,
-hello until receipt and trust have come, a heartbeat, `got` for the letters that it holds. What it leaves out is the
-disk, and, but for a sample of devices, the signatures, since a real device pays for both with a processor of its own.
+It does what the edge agent does at a return (`edge_runtime/line.py`), with the agent's own pauses: CONNECT with a last
+will, SUBSCRIBE, hello until receipt and trust have come, a heartbeat, `got` for the letters that it holds. What it
+leaves out is the disk, and, but for a sample of devices, the signatures, since a real device pays for both with a
+processor of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from schemas.envelope import Verifier, parse
 from schemas.events import Message
 from schemas.ids import Address
 from schemas.letters import write_state
+from schemas.registry import Gone
 from schemas.topics import Channel, Topic, device_filters, parse_broadcast
 
 HELLO_AGAIN_S = 1.5
@@ -118,7 +120,8 @@ class Device:
         self._hello_at = self._got_at = self.wake = None
         self._hello_wait_s = HELLO_AGAIN_S
         self.story.attempts += 1
-        return connect_packet(self._person.client_id, self._person.password)
+        will = (Topic(self._address, Channel.STATE, "gone").mqtt, self._word("gone", Gone(session=self._session)))
+        return connect_packet(self._person.client_id, self._person.password, will=will)
 
     def take(self, data: bytes, now: float) -> bytes:
         """Answer packets."""
@@ -208,8 +211,10 @@ class Device:
         )
 
     def _state(self, kind: str, data: Message) -> bytes:
-        raw = write_state(kind, data, event_id=str(ULID()), address=self._address, time=datetime.now(UTC))
-        return self._say(Channel.STATE, kind, raw)
+        return self._say(Channel.STATE, kind, self._word(kind, data))
+
+    def _word(self, kind: str, data: Message) -> bytes:
+        return write_state(kind, data, event_id=str(ULID()), address=self._address, time=datetime.now(UTC))
 
     def _say(self, channel: Channel, kind: str, raw: bytes) -> bytes:
         return publish_packet(Topic(self._address, channel, kind).mqtt, raw)

@@ -60,6 +60,12 @@ def find_nats_server() -> str:
     return found
 
 
+def collector(bus: BusSettings) -> dict[str, str]:
+    """How Go's collector shall keep the memory of nats-server, as it reads it from its environment."""
+    bound = {"GOMEMLIMIT": f"{bus.memory_mb}MiB"} if bus.memory_mb else {}
+    return {"GOGC": str(bus.gc_percent)} | bound
+
+
 def write_config(
     state: StateFolder,
     bus: BusSettings,
