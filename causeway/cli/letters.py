@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, get_args
@@ -24,10 +25,11 @@ from causeway.cli.common import (
     run,
     table,
 )
+from causeway.cli.options import address, whole, whole_argument
+from causeway.platform.readers import add_reader
 from causeway.rejects import Rejected, RejectedLetter, Wanted, parse_since
 from causeway.sdk import Orchestrator
 from schemas.events import Lane
-from schemas.ids import Address
 from services.kit.api.courier import Replayed
 from services.kit.api.registry import RecallRequest
 from services.kit.errors import SettingsError
@@ -36,11 +38,11 @@ from services.kit.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="See what was refused, replay it, and recall what was lost.")
 
-Number = Annotated[int, typer.Argument(help="Number of the rejected message, as `rejected` lists it.", min=1)]
+Number = Annotated[int, whole_argument("Number of the rejected message, as `rejected` lists it.")]
 OfDevice = Annotated[str | None, typer.Option("--device", help="Of this device: fleet/device, or device.")]
 ForReason = Annotated[str | None, typer.Option("--reason", help="Refused for this reason, as `unknown_device`.")]
 Since = Annotated[str | None, typer.Option("--since", help="Since: 90s, 10min, 2h, 3d ago, or a moment in ISO 8601.")]
-Limit = Annotated[int, typer.Option("--limit", help="At most so many, the newest.", min=1, max=10_000)]
+Limit = Annotated[int, whole("--limit", text="At most so many, the newest.", high=10_000)]
 
 
 @app.command()
@@ -84,7 +86,7 @@ def show(number: Number, state: State = DEFAULT_STATE, as_json: Json = False) ->
 
 @app.command()
 def replay(
-    numbers: Annotated[list[int] | None, typer.Argument(help="Numbers, as `rejected` lists them.", min=1)] = None,
+    numbers: Annotated[list[int] | None, whole_argument("Numbers, as `rejected` lists them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every letter that the other options let through.")] = False,
     device: OfDevice = None,
     reason: ForReason = None,
@@ -119,7 +121,7 @@ def replay(
 def recall(
     device: Annotated[str, typer.Argument(help="fleet/device, or device of the platform's fleet.")],
     lane: Annotated[str | None, typer.Option("--lane", help="Only this lane: control, normal or bulk.")] = None,
-    first: Annotated[int | None, typer.Option("--from", help="From this sequence of the lane on.", min=1)] = None,
+    first: Annotated[int | None, whole("--from", text="From this sequence of the lane on.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every lane, from the first letter on.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also letters that the platform holds.")] = False,
     state: State = DEFAULT_STATE,
@@ -137,9 +139,9 @@ def recall(
             raise SettingsError("recall letters: name one lane with --lane and --from, or all with --all")
         if lane is not None and lane not in get_args(Lane):
             raise SettingsError(f"recall letters: there is no lane {lane!r}: known are {', '.join(get_args(Lane))}")
-        address = _address(state, device)
+        whose = address(device, state)
         request = RecallRequest.model_validate(
-            {"fleet": address.fleet, "device": address.device, "lane": lane, "first": first or 1, "force": force}
+            {"fleet": whose.fleet, "device": whose.device, "lane": lane, "first": first or 1, "force": force}
         )
     view = run(state, lambda platform: platform.recall(request))
     if as_json:
@@ -147,7 +149,7 @@ def recall(
         return
     columns = ("lane", "mark was", "mark is", "held up to")
     table(
-        f"{address}, epoch {view.epoch}",
+        f"{whose}, epoch {view.epoch}",
         columns,
         [(each.lane, each.mark, each.lowered_to, each.held_to or None) for each in view.lanes],
     )
@@ -158,18 +160,40 @@ def recall(
     )
 
 
+@app.command()
+def reader(
+    name: Annotated[str, typer.Argument(help="Name of the program: letters, digits, - and _.")],
+    kind: Annotated[list[str], typer.Option("--kind", help="Kind of letters that it reads, as `sample`; repeat it.")],
+    state: State = DEFAULT_STATE,
+    as_json: Json = False,
+) -> None:
+    """Make bus credentials for a program of your own that reads letters of devices, and nothing else.
+
+    Example: causeway letters reader dashboard --kind sample
+    """
+    with explained():
+        folder = StateFolder(state.absolute()).require()
+        url = load_settings(folder).bus.nats_url
+        made = add_reader(folder, name, kind)
+    if as_json:
+        print_json({"url": url, **asdict(made)})
+        return
+    console.print(f"wrote {made.credentials}, a secret", soft_wrap=True, highlight=False, markup=False)
+    columns = ("kind", "stream", "subject", "durable consumer")
+    table(
+        f"for a connection to {url} with inbox prefix {made.inbox_prefix}",
+        columns,
+        [(each.kind, each.stream, each.subject, each.consumer) for each in made.sources],
+    )
+
+
 def _wanted(state: Path, device: str | None, reason: str | None, since: str | None) -> Wanted:
     with explained():
         try:
             moment = parse_since(since, datetime.now(UTC)) if since else None
         except ValueError as error:
             raise SettingsError(f"list what was refused since {since!r}: write 90s, 10min, 2h, 3d or a date") from error
-        return Wanted(device=_address(state, device) if device else None, reason=reason, since=moment)
-
-
-def _address(state: Path, text: str) -> Address:
-    first, separator, rest = text.partition("/")
-    return Address(first, rest) if separator else Address(load_settings(StateFolder(state.absolute())).fleet, first)
+        return Wanted(device=address(device, state) if device else None, reason=reason, since=moment)
 
 
 def _device(rejected_: Rejected) -> str | None:

@@ -44,7 +44,7 @@ from services.kit.settings import BusSettings, HttpSettings, Settings, StoreSett
 
 SEALED_SERVICE = "courier"
 """Bundles are sealed to it."""
-_BACKDATE_S = 60
+BACKDATE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def settings_toml(settings: Settings) -> str:
 
 def _write_bus(state: StateFolder, settings: Settings) -> None:
     make_private(state.bus_keys)
-    issued = int(time.time()) - _BACKDATE_S
+    issued = int(time.time()) - BACKDATE_S
     operator = NKey.generate(nkeys.PREFIX_BYTE_OPERATOR)
     system = NKey.generate(nkeys.PREFIX_BYTE_ACCOUNT)
     account = NKey.generate(nkeys.PREFIX_BYTE_ACCOUNT)
@@ -145,9 +145,9 @@ def _write_bus(state: StateFolder, settings: Settings) -> None:
     users = {service: service_permissions(service) for service in SERVICES}
     users |= {OPERATOR: operator_permissions(), AUDITOR: auditor_permissions()}
     for user, permissions in users.items():
-        _write_user(state, account, user, permissions, issued)
+        write_user(state, account, user, permissions, issued)
     watching = ("$SYS.ACCOUNT.*.DISCONNECT", "$SYS.SERVER.*.CLIENT.AUTH.ERR", f"_INBOX_{SYSTEM_USER}.>")
-    _write_user(state, system, SYSTEM_USER, Permissions(("$SYS.REQ.CLAIMS.UPDATE",), watching), issued)
+    write_user(state, system, SYSTEM_USER, Permissions(("$SYS.REQ.CLAIMS.UPDATE",), watching), issued)
     write_config(
         state,
         settings.bus,
@@ -160,7 +160,8 @@ def _write_bus(state: StateFolder, settings: Settings) -> None:
     )
 
 
-def _write_user(state: StateFolder, account: NKey, name: str, permissions: Permissions, issued: int) -> None:
+def write_user(state: StateFolder, account: NKey, name: str, permissions: Permissions, issued: int) -> None:
+    """Write credentials of a user of an account, valid from `issued` on, in seconds since 1970."""
     key = NKey.generate(nkeys.PREFIX_BYTE_USER)
     jwt = user_jwt(account, UserClaims(name, key.public, permissions, issued))
     write_private(state.creds(name), creds_text(jwt, key.seed_text))

@@ -18,10 +18,12 @@ import structlog
 
 from causeway.platform.bus_log import bus_log
 from causeway.platform.lifeline import die_with_parent
-from causeway.platform.nats_server import find_nats_server
+from causeway.platform.nats_server import collector, find_nats_server
+from services.courier.settings import CourierSettings
 from services.kit.errors import PlatformError, RefusedError, SettingsError
 from services.kit.folder import SERVICES, StateFolder
-from services.kit.settings import Settings, load_settings
+from services.kit.settings import Settings, load_settings, load_table
+from services.registry.settings import RegistrySettings
 
 log = structlog.get_logger()
 
@@ -59,15 +61,18 @@ class Supervisor:
     """Starts a platform, keeps it up and ends it whole.
 
     Raises:
-        SettingsError: if the folder holds no platform, a port is taken or nats-server is missing.
+        SettingsError: if the folder holds no platform, a setting does not fit, or nats-server is missing.
         RefusedError: if another `causeway up` holds the folder.
     """
 
     def __init__(self, state: StateFolder, services: tuple[str, ...] = SERVICES) -> None:
         self.state = state
         self.settings: Settings = load_settings(state)
+        # Each service reads its own; what is wrong in one is to be said here, not in its log.
+        load_table(state, "registry", RegistrySettings)
+        load_table(state, "courier", CourierSettings)
         command = [find_nats_server(), "-c", str(state.nats_conf)]
-        self._bus = Child(BUS, command, {"GOGC": str(self.settings.bus.gc_percent)})
+        self._bus = Child(BUS, command, collector(self.settings.bus))
         self._services = [
             Child(name, [sys.executable, "-m", f"services.{name}", "--state", str(state.root)]) for name in services
         ]

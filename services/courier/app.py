@@ -30,14 +30,14 @@ async def wire(service: Service) -> None:
         load_table(service.state, service.name, CourierSettings),
         service.settings.platform,
     )
-    pipeline = Pipeline(bus.nc, settings.publish_timeout_s)
+    pipeline = Pipeline(bus, settings.publish_timeout_s)
     await pipeline.open()
     lease = Lease(bus, settings.lease_refresh_s)
     book = DeviceBook(RegistryKeys(service.state).open_record)
     sessions = Sessions(settings.max_sessions)
     turnstile = Turnstile(bus, service.name, UP_LETTERS | STATES, settings.rejects_per_minute)
     key = read_letter_key(service.state.service_key("courier"))
-    receipts = Receipts(bus, key, platform, sessions, settings)
+    receipts = Receipts(bus, key, platform, book=book, sessions=sessions, settings=settings)
     postman = Postman(bus, pipeline, settings)
     carried = CarriedLetters()
     bundles = Bundles(

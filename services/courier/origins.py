@@ -20,11 +20,13 @@ class Origin:
 
     Attributes:
         hello: its last carried word; what receipts are bound to.
+        said_at: when it was made, as its device signed, and not after it came; in seconds since 1970.
         carriers: who brought its bundles last, the newest at the end.
         stored: ids of its last bundles of which every letter is in IN.
     """
 
     hello: Hello | None = None
+    said_at: float = 0.0
     carriers: tuple[Address, ...] = ()
     stored: tuple[str, ...] = ()
 
@@ -54,9 +56,19 @@ class Origins:
         kept = tuple(known for known in origin.carriers if known not in newest)
         origin.carriers = (*kept, *newest)[-MAX_CARRIERS:]
 
-    def heard(self, address: Address, hello: Hello) -> None:
-        """A device's carried hello."""
-        self._touch(address).hello = hello
+    def heard(self, address: Address, hello: Hello, created: float, now: float) -> None:
+        """A device's carried hello; one that was made before the last is late and says nothing.
+
+        Args:
+            address: the device.
+            hello: its word.
+            created: when the device says that it made the bundle. Its clock never goes behind what was proven to it,
+                yet may be ahead.
+            now: both in seconds since 1970.
+        """
+        origin, at = self._touch(address), min(created, now)
+        if at >= origin.said_at:
+            origin.hello, origin.said_at = hello, at
 
     def is_stored(self, address: Address, bundle: str) -> bool:
         """Whether all of a bundle is known to be in IN."""

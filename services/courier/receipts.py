@@ -22,6 +22,7 @@ from services.courier.pacing import Due, ReceiptPacer
 from services.courier.sessions import Sessions
 from services.courier.settings import CourierSettings
 from services.kit.bus import Bus
+from services.kit.devices import DeviceBook
 from services.kit.keys import LetterKey
 from services.kit.service import utc_now
 
@@ -31,10 +32,20 @@ log = structlog.get_logger()
 class Receipts:
     """Sends receipts while the marks are known; what is asked for meanwhile is sent once they are."""
 
-    def __init__(self, bus: Bus, key: LetterKey, platform: str, sessions: Sessions, settings: CourierSettings) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        key: LetterKey,
+        platform: str,
+        *,
+        book: DeviceBook,
+        sessions: Sessions,
+        settings: CourierSettings,
+    ) -> None:
         self._bus = bus
         self._key = key
         self._platform = platform
+        self._book = book
         self._sessions = sessions
         self._settings = settings
         self._pacer = ReceiptPacer(settings.receipt_interval_s)
@@ -101,6 +112,8 @@ class Receipts:
 
     def _sign(self, due: Due, session: str, marks: Marks, lifetime_s: float) -> bytes:
         now = utc_now()
+        record = self._book.get(due.address)
+        held = record.quarantine if record is not None else None
         self._revision = max(self._revision + 1, int(now.timestamp() * 1000))
         return write_down(
             "receipt",
@@ -110,6 +123,7 @@ class Receipts:
                     "epoch": due.epoch,
                     "marks": marks.of(due.address, due.epoch),
                     "heads": marks.heads(due.address, due.epoch),
+                    "suspended": held and {"since": held.at, "message": held.message[:512]},
                 }
             ),
             letter_id=str(ULID()),

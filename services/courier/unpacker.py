@@ -154,7 +154,7 @@ class Unpacker:
             return Outcome("refused", origin, error=error)
         self._origins.brought(origin, gathering.carriers)
         if contents.hello is not None:
-            self._origins.heard(origin, contents.hello)
+            self._origins.heard(origin, contents.hello, gathering.label.created.timestamp(), time.time())
             self._postman.got(origin, contents.hello.held)
         self._postman.got(origin, contents.got)
         letters, strange = letters_of(contents, origin)

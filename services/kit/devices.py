@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 LOAD_TIMEOUT_S = 30.0
 Standing = Literal["enrolled", "revoked", "quarantined"]
+Owed = Literal["device-quarantined", "device-released", "device-revoked"]
 
 REFUSED = Counter(
     "causeway_device_records_refused",
@@ -82,6 +83,8 @@ class DeviceRecord(BaseModel):
     """Present while `standing` is `quarantined`."""
     released_at: float | None = None
     """When an operator last ended a quarantine; letters from before prove nothing any more."""
+    owed: Owed | None = None
+    """Event of the last change of `standing`, until it is announced."""
     revocations: list[Revocation] = []
     online: bool = False
     """Presence as of the last change; the registry's snapshot has the live one."""

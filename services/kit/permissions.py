@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from schemas.topics import BROADCASTS, DOWN_PARCELS, Channel, up_pattern
+from collections.abc import Iterable
+
+from schemas.topics import BROADCASTS, DOWN_PARCELS, Channel, in_pattern, up_pattern
 from services.kit.credentials import Permissions
 from services.kit.streams import BUCKETS, STREAMS
 
@@ -102,6 +104,26 @@ def auditor_permissions() -> Permissions:
     for stream in STREAMS:
         publish |= _reads(stream)
     return Permissions(tuple(publish), (f"_INBOX_{AUDITOR}.>", "cw.ev.>"), forbidden=tuple(_others_consumers()))
+
+
+def reader_permissions(name: str, kinds: Iterable[str]) -> Permissions:
+    """A program of the operator's own: takes letters of these kinds from IN, each by one durable consumer."""
+    publish = {"$JS.API.INFO"}
+    for kind in kinds:
+        durable = reader_consumer(name, kind)
+        publish |= {
+            # With the filter in the subject, which the server compares with the one that is asked for.
+            f"$JS.API.CONSUMER.CREATE.IN.{durable}.{in_pattern(kind)}",
+            f"$JS.API.CONSUMER.INFO.IN.{durable}",
+            f"$JS.API.CONSUMER.MSG.NEXT.IN.{durable}",
+            f"$JS.ACK.IN.{durable}.>",
+        }
+    return Permissions(tuple(publish), (f"_INBOX_{name}.>",))
+
+
+def reader_consumer(name: str, kind: str) -> str:
+    """Name of the durable consumer by which such a program takes letters of a kind."""
+    return f"{name}-{kind}"
 
 
 def _callers(service: str) -> set[str]:

@@ -26,6 +26,7 @@ from services.registry.claims import Claims
 from services.registry.custody import Custody
 from services.registry.door import Door
 from services.registry.enrolment import live_revocations
+from services.registry.facts import Facts
 from services.registry.letters import Enrolment, Events
 from services.registry.losses import LossBook
 from services.registry.metrics import observe
@@ -54,7 +55,7 @@ async def wire(service: Service) -> None:
         if record.standing == "enrolled":
             table.know(record.address, online=record.online, now=time.time())
         else:
-            table.forget(record.address)
+            table.forget(record.address, record.standing)
 
     async def announce(event: str, data: BaseModel, identity: str) -> None:
         body = data.model_dump_json().encode()
@@ -65,6 +66,7 @@ async def wire(service: Service) -> None:
         return TrustAnswer.model_validate(answer)
 
     devices.on_change(note)
+    facts = Facts(devices, announce)
     await devices.follow(bus)
     service.on_close(devices.close)
     tokens = Tokens(await bus.bucket("tokens"), key.signer.seed)
@@ -93,6 +95,7 @@ async def wire(service: Service) -> None:
     service.spawn(telemetry.run(lambda: service.reached("telemetry")), "telemetry")
     service.every(settings.sweep_s, presence.turn, "presence")
     service.every(settings.sweep_s, devices.restore, "restoration")
+    service.every(settings.sweep_s, facts.turn, "facts")
 
     platform = service.settings.platform
     enrolment = Enrolment(
@@ -103,14 +106,14 @@ async def wire(service: Service) -> None:
         mailbox=service.mailbox(),
         trust=trust,
         announce=announce,
+        facts=facts,
         rejects=rejects,
         settings=settings,
         now=utc_now,
     )
-    events = Events(announce)
     service.spawn(Intake(bus, service.name, platform, "enrol", enrolment.handle, None).run(), "enrol")
     losses = LossBook(await bus.bucket("losses"), announce)
-    for kind, handle in (("event", events.handle), ("losses", losses.handle)):
+    for kind, handle in (("event", Events(announce).handle), ("losses", losses.handle)):
         service.spawn(Intake(bus, service.name, platform, kind, handle, devices.book).run(), kind)
 
     verbs = Verbs(
@@ -119,7 +122,7 @@ async def wire(service: Service) -> None:
         table=table,
         mint=mint,
         trust=trust,
-        announce=announce,
+        facts=facts,
         claims=claims,
         losses=losses,
         settings=settings,
@@ -129,9 +132,14 @@ async def wire(service: Service) -> None:
         now=utc_now,
     )
     verbs.serve(bus)
-    mailbox = service.mailbox()
     Custody(
-        bus, devices=devices, mailbox=mailbox, announce=announce, view=verbs.view, platform=platform, now=utc_now
+        bus,
+        devices=devices,
+        mailbox=service.mailbox(),
+        facts=facts,
+        view=verbs.view,
+        platform=platform,
+        now=utc_now,
     ).serve(bus)
 
     async def measure() -> None:

@@ -42,7 +42,9 @@ def judge(
         letters=[letter.id for letter in letters],
         epochs=epochs,
     )
-    return record.model_copy(update={"standing": "quarantined", "quarantine": reason, "online": False})
+    return record.model_copy(
+        update={"standing": "quarantined", "quarantine": reason, "owed": "device-quarantined", "online": False}
+    )
 
 
 def release(record: DeviceRecord, now: float) -> DeviceRecord:
@@ -53,7 +55,9 @@ def release(record: DeviceRecord, now: float) -> DeviceRecord:
     """
     if record.standing != "quarantined":
         raise RefusedError(f"release {record.address}: it is {record.standing}, not in quarantine")
-    return record.model_copy(update={"standing": "enrolled", "quarantine": None, "released_at": now})
+    return record.model_copy(
+        update={"standing": "enrolled", "quarantine": None, "owed": "device-released", "released_at": now}
+    )
 
 
 def _open(record: DeviceRecord, platform: str, raw: bytes) -> UpLetter[Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from pydantic import BaseModel
 from ulid import ULID
 
 from schemas.events import LANES
@@ -19,7 +18,6 @@ from services.kit import rpc
 from services.kit.api.courier import Lowered, LowerRequest
 from services.kit.api.registry import (
     DeviceRequest,
-    QuarantineFact,
     QuarantineRequest,
     RecallRequest,
     RecallView,
@@ -29,17 +27,15 @@ from services.kit.devices import DeviceRecord
 from services.kit.errors import NotFoundError, RefusedError
 from services.kit.mailbox import Draft, Mailbox
 from services.registry.clones import judge, release
+from services.registry.facts import ATTEMPTS, Facts
 from services.registry.metrics import QUARANTINED
 from services.registry.store import ConflictError, Devices, Stored
 
 log = structlog.get_logger()
 
-ATTEMPTS = 5
-"""At a record that others change at the same time."""
 RECALL_LIFE = timedelta(days=7)
 LOWER_TIMEOUT_S = 60.0
 """The courier looks through what IN holds of the device."""
-Announce = Callable[[str, BaseModel, str], Awaitable[None]]
 
 
 class Custody:
@@ -51,7 +47,7 @@ class Custody:
         *,
         devices: Devices,
         mailbox: Mailbox,
-        announce: Announce,
+        facts: Facts,
         view: Callable[[Address], dict[str, Any]],
         platform: str,
         now: Callable[[], datetime],
@@ -59,7 +55,7 @@ class Custody:
         self._bus = bus
         self._devices = devices
         self._mailbox = mailbox
-        self._announce = announce
+        self._facts = facts
         self._view = view
         self._platform = platform
         self._now = now
@@ -88,22 +84,17 @@ class Custody:
         before, stored = await self._write(address, change)
         record = stored.record
         if record is not before:
-            fact = QuarantineFact(fleet=record.fleet, device=record.device, quarantine=record.quarantine)
-            await self._announce("device-quarantined", fact, f"quarantined-{address.fleet}-{stored.revision}")
             QUARANTINED.inc()
             log.error("device.quarantined", device=str(address), why=record.quarantine and record.quarantine.message)
+            await self._facts.turn()
         return self._view(address)
 
     async def release(self, request: DeviceRequest) -> dict[str, Any]:
         """Take the letters of a device again: the other body is gone."""
         address = Address(request.fleet, request.device)
-        _, stored = await self._write(address, lambda record: release(record, self._now().timestamp()))
-        await self._announce(
-            "device-released",
-            QuarantineFact(fleet=address.fleet, device=address.device),
-            f"released-{address.fleet}-{stored.revision}",
-        )
+        await self._write(address, lambda record: release(record, self._now().timestamp()))
         log.warning("device.released", device=str(address))
+        await self._facts.turn()
         return self._view(address)
 
     async def recall(self, request: RecallRequest) -> dict[str, Any]:
@@ -146,6 +137,7 @@ class Custody:
     ) -> tuple[DeviceRecord, Stored]:
         """Change a record, whoever else changes it meanwhile; the record before, and what is stored now."""
         for attempt in range(ATTEMPTS):
+            await self._facts.settle(address)
             stored = self._find(address)
             record = change(stored.record)
             if record is stored.record:

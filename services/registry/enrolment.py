@@ -51,7 +51,6 @@ class Admit:
 
     record: DeviceRecord
     token: TokenRecord | None
-    renewal: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def decide(application: Application, known: Known, now: int, life_s: int) -> Ver
     if refusal is not None:
         return refusal
     token = known.token.model_copy(update={"used_by": application.letter_id}) if known.token else None
-    return Admit(_record(application, record, now, life_s), token, renewal=application.enrol.token is None)
+    return Admit(_record(application, record, now, life_s), token)
 
 
 def answer_id(address: Address, letter_id: str) -> str:
@@ -120,6 +119,7 @@ def revoke(record: DeviceRecord, now: float) -> DeviceRecord:
             "online": False,
             "revoked_at": now,
             "quarantine": None,
+            "owed": "device-revoked",
             "revocations": [*_live(record, int(now)), entry],
         }
     )

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import structlog
-from pydantic import BaseModel
 
 from schemas.envelope import Verifier, parse
 from schemas.errors import EnvelopeError
@@ -20,6 +19,7 @@ from services.kit.mailbox import Draft, Mailbox
 from services.kit.neighbours import NeighboursAuthority
 from services.kit.rejects import Rejects
 from services.registry.enrolment import Admit, Application, Ignore, Known, Refuse, answer_id, decide
+from services.registry.facts import Announce, Facts
 from services.registry.metrics import ANSWERS, REFUSAL_REASONS, REFUSALS, REFUSED_THERE
 from services.registry.minting import Mint, neighbour_lease
 from services.registry.settings import RegistrySettings
@@ -29,8 +29,6 @@ log = structlog.get_logger()
 
 Now = Callable[[], datetime]
 Trust = Callable[[], Awaitable[TrustAnswer]]
-Announce = Callable[[str, BaseModel, str], Awaitable[None]]
-"""Event, data and an id that is the same in a repetition."""
 
 
 class Enrolment:
@@ -46,6 +44,7 @@ class Enrolment:
         mailbox: Mailbox,
         trust: Trust,
         announce: Announce,
+        facts: Facts,
         rejects: Rejects,
         settings: RegistrySettings,
         now: Now,
@@ -57,6 +56,7 @@ class Enrolment:
         self._mailbox = mailbox
         self._trust = trust
         self._announce = announce
+        self._facts = facts
         self._rejects = rejects
         self._settings = settings
         self._now = now
@@ -72,6 +72,7 @@ class Enrolment:
         envelope = parse(arrival.envelope)
         own = Verifier.from_base64(enrol.public_key)
         envelope.verify({own.keyid: own})
+        await self._facts.settle(address)
         stored = self._devices.get(address)
         token = await self._tokens.get(enrol.token) if enrol.token else None
         application = Application(
@@ -106,10 +107,11 @@ class Enrolment:
             if verdict.token is not None and token is not None and verdict.token != token.record:
                 await self._tokens.write(verdict.token, token.revision)
             stored = await self._devices.write(verdict.record, stored.revision if stored else 0)
-            event = "device-renewed" if verdict.renewal else "device-enrolled"
-            fact = DeviceFact(fleet=address.fleet, device=address.device, enrol_id=letter.id)
-            await self._announce(event, fact, letter.id)
-            log.info(event.replace("-", "."), device=str(address), letter=letter.id)
+        # In a repetition, too: the last attempt may have died before it was told.
+        event = "device-enrolled" if enrol.token else "device-renewed"
+        fact = DeviceFact(fleet=address.fleet, device=address.device, enrol_id=letter.id)
+        await self._announce(event, fact, letter.id)
+        log.info(event.replace("-", "."), device=str(address), letter=letter.id)
         assert stored is not None
         await self._welcome(stored)
         ANSWERS.labels("welcome").inc()

@@ -20,6 +20,7 @@ from schemas.events import MAX_STATE_BYTES, Event, event_type
 from schemas.ids import Address
 from schemas.registry import Gone, Heartbeat
 from schemas.topics import STATES, Channel, Topic, parse_subject
+from services.kit.devices import Standing
 
 COLUMNS = (
     "uptime_s",
@@ -69,8 +70,8 @@ class Absorbed:
     """What became of a batch."""
 
     heartbeats: int = 0
-    unknown: int = 0
-    """Words of devices that are not enrolled yet, which they say while they enrol."""
+    passed_over: Tally[str] = field(default_factory=Tally)
+    """First words of devices that are not enrolled yet (`unknown`), or may not speak, by standing."""
     bad: Tally[tuple[str, str]] = field(default_factory=Tally)
     """How many words did not fit, by kind and reason."""
     shown: list[Bad] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Table:
     def __init__(self) -> None:
         self._addresses: list[Address] = []
         self._rows: dict[Address, int] = {}
+        self._barred: dict[Address, Standing] = {}
         self._routes: dict[str, _Route] = {}
         self._sessions: list[str] = []
         self._raw: list[bytes | None] = []
@@ -118,6 +120,7 @@ class Table:
 
     def know(self, address: Address, *, online: bool, now: float) -> None:
         """Take in a device that may speak; its silence counts from `now`. One that is in already stays as it is."""
+        self._barred.pop(address, None)
         row = self._rows.get(address)
         if row is None:
             row = self._add(address)
@@ -126,8 +129,9 @@ class Table:
             self._online[row] = online
             self._quiet_since[row] = now
 
-    def forget(self, address: Address) -> None:
-        """Hear no more of a device."""
+    def forget(self, address: Address, standing: Standing) -> None:
+        """Hear no more of a device, which has this standing."""
+        self._barred[address] = standing
         row = self._rows.get(address)
         if row is not None and self._known[row]:
             self._known[row] = False
@@ -146,7 +150,7 @@ class Table:
         for subject, payload, time in batch:
             route = routes.get(subject) or self._route(subject)
             if route is None:
-                _stray(result, subject, payload)
+                self._stray(result, subject, payload)
                 continue
             if route.kind != "heartbeat":
                 self._write(rows, times, values)
@@ -277,6 +281,23 @@ class Table:
         route = self._routes[subject] = _Route(row, topic.kind, topic.address.source)
         return route
 
+    def _stray(self, result: Absorbed, subject: str, payload: bytes) -> None:
+        try:
+            topic = parse_subject(subject)
+        except TopicError as error:
+            # A kind that the sender made up must not become a label.
+            _refuse(result, Bad(subject, "unknown", payload, error.reason, str(error)))
+            return
+        standing = self._barred.get(topic.address)
+        if topic.kind in _BEFORE_ENROLMENT:
+            result.passed_over[standing or "unknown"] += 1
+        elif standing is not None:
+            message = f"{topic.kind} of {topic.address}, which is {standing}: see `causeway device show`"
+            _refuse(result, Bad(subject, topic.kind, payload, standing, message))
+        else:
+            message = f"{topic.kind} of {topic.address}, which is not enrolled"
+            _refuse(result, Bad(subject, topic.kind, payload, "unknown_device", message))
+
     def _add(self, address: Address) -> int:
         row = len(self._addresses)
         if row == len(self._known):
@@ -300,20 +321,6 @@ def read_heartbeat(payload: bytes) -> Heartbeat:
     """Parse a heartbeat that the table took before."""
     heartbeat: Heartbeat = _read_heartbeat(payload).data
     return heartbeat
-
-
-def _stray(result: Absorbed, subject: str, payload: bytes) -> None:
-    try:
-        topic = parse_subject(subject)
-    except TopicError as error:
-        # A kind that the sender made up must not become a label.
-        _refuse(result, Bad(subject, "unknown", payload, error.reason, str(error)))
-        return
-    if topic.kind in _BEFORE_ENROLMENT:
-        result.unknown += 1
-    else:
-        message = f"{topic.kind} of {topic.address}, which is not enrolled, or in quarantine"
-        _refuse(result, Bad(subject, topic.kind, payload, "unknown_device", message))
 
 
 def _refuse(result: Absorbed, bad: Bad) -> None:

@@ -108,8 +108,8 @@ class Telemetry:
         batch = [(word.subject, word.data, _taken_at(word.reply)) for word in words]
         result = self._table.absorb(batch)
         HEARTBEATS.labels("accepted").inc(result.heartbeats)
-        if result.unknown:
-            HEARTBEATS.labels("unknown").inc(result.unknown)
+        for why, count in result.passed_over.items():
+            HEARTBEATS.labels(why).inc(count)
         if result.bad:
             await self._refuse(result)
         return batch[-1][2]

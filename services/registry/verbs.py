@@ -9,18 +9,18 @@ from functools import partial
 from typing import Any
 
 import structlog
-from pydantic import BaseModel
 from ulid import ULID
 
 from schemas.ids import Address
 from schemas.registry import Token
 from services.kit import rpc
 from services.kit.api.depot import TrustAnswer
-from services.kit.api.registry import DeviceFact, DeviceRequest, ListRequest, TokenRequest
+from services.kit.api.registry import DeviceRequest, ListRequest, TokenRequest
 from services.kit.bus import Bus
 from services.kit.errors import NotFoundError
 from services.registry.claims import Claims
 from services.registry.enrolment import revoke
+from services.registry.facts import Facts
 from services.registry.losses import LossBook
 from services.registry.metrics import REVOKED
 from services.registry.minting import BACKDATE_S, Mint
@@ -34,8 +34,6 @@ log = structlog.get_logger()
 
 Now = Callable[[], datetime]
 Trust = Callable[[], Awaitable[TrustAnswer]]
-Announce = Callable[[str, BaseModel, str], Awaitable[None]]
-"""Event, data and an id that is the same in a repetition."""
 
 
 class Verbs:
@@ -49,7 +47,7 @@ class Verbs:
         table: Table,
         mint: Mint,
         trust: Trust,
-        announce: Announce,
+        facts: Facts,
         claims: Claims,
         losses: LossBook,
         settings: RegistrySettings,
@@ -63,7 +61,7 @@ class Verbs:
         self._table = table
         self._mint = mint
         self._trust = trust
-        self._announce = announce
+        self._facts = facts
         self._claims = claims
         self._losses = losses
         self._settings = settings
@@ -112,16 +110,16 @@ class Verbs:
 
     async def revoke(self, request: DeviceRequest) -> dict[str, Any]:
         """Cut one device off, now and for good; the others do not notice."""
+        await self._facts.settle(Address(request.fleet, request.device))
         stored = self._find(request)
         record = stored.record
         if record.standing != "revoked":
             self._claims.check_room()
             record = revoke(record, self._now().timestamp())
-            stored = await self._devices.write(record, stored.revision)
-            fact = DeviceFact(fleet=record.fleet, device=record.device, enrol_id=record.enrol_id)
-            await self._announce("device-revoked", fact, f"revoked-{stored.revision}")
+            await self._devices.write(record, stored.revision)
             REVOKED.inc()
             log.warning("device.revoked", device=str(record.address))
+            await self._facts.turn()
         # Also for one that is revoked already: the bus may not have heard of it.
         await self._claims.settle()
         return self.view(record.address)

@@ -21,7 +21,7 @@ from services.kit.bus import Bus
 from tests.support.carried import CarriedDevice, answered, brought, carry, unacknowledged
 from tests.support.courier_world import counter, ids, letters, post, start_standby, stored
 from tests.support.edge import ask
-from tests.support.platform import LivePlatform, eventually
+from tests.support.platform import LivePlatform, eventually, serving
 from tests.support.raw_device import RawDevice, enrol, in_bus
 
 Make = Callable[[str], CarriedDevice]
@@ -30,14 +30,8 @@ Make = Callable[[str], CarriedDevice]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
     """A platform that no test may break for the next."""
-    live = LivePlatform.start(tmp_path_factory.mktemp("world") / "state")
-    try:
-        for service in ("depot", "registry", "courier"):
-            live.start_service(service)
+    with serving(tmp_path_factory.mktemp("world") / "state", "depot", "registry", "courier") as live:
         yield live
-        assert all(process.poll() is None for process in live.processes.values())
-    finally:
-        live.stop()
 
 
 @pytest.fixture
@@ -52,11 +46,22 @@ def carrier(request: pytest.FixtureRequest) -> Iterator[RawDevice]:
 
 
 @pytest.fixture
-def away(world: LivePlatform) -> CarriedDevice:
+def second(world: LivePlatform) -> Iterator[RawDevice]:
+    """A further one."""
+    device = RawDevice(world, f"second-{ULID()}")
+    enrol(world, device)
+    device.connect()
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def away(world: LivePlatform) -> Iterator[CarriedDevice]:
     """A device without one."""
     device = CarriedDevice(world, f"cam-{ULID()}")
     enrol(world, device)
-    return device
+    yield device
+    device.close()
 
 
 def of(device: CarriedDevice, live: LivePlatform, kind: str = "event") -> list[str]:
@@ -102,57 +107,44 @@ def test_a_device_with_the_newest_trust_is_sent_none(
 
 
 def test_the_same_letters_by_two_carriers_and_directly_are_stored_once(
-    world: LivePlatform, away: CarriedDevice, carrier: RawDevice
+    world: LivePlatform, away: CarriedDevice, carrier: RawDevice, second: RawDevice
 ) -> None:
-    second = RawDevice(world, f"second-{ULID()}")
-    enrol(world, second)
-    second.connect()
-    try:
-        enclosed = [away.enclose() for _ in range(10)]
-        parcels = away.bundle(enclosed)
-        carry(carrier, parcels)
-        first = answered(away, carrier, parcels[0].head.id)
-        carry(second, parcels)
-        answered(away, second, parcels[0].head.id)
-        away.connect()
-        for letter in enclosed:
-            away.put(letter.kind, letter.envelope.encode())
-        away.settle()
-        # All that waits once more, in a bundle of another id.
-        again = away.bundle([*enclosed, away.enclose()])
-        carry(second, again)
-        answer = answered(away, second, again[0].head.id)
-        assert of(away, world) == ids(away, "normal", 11)
-        assert answer.receipts()[0].marks == {"normal": 11}
-        assert set(answer.acknowledges) == {parcels[0].head.id, again[0].head.id}
-        # Whoever brought its bundles lately gets the answer, too.
-        assert answered(away, carrier, again[0].head.id).parcel.head.id == answer.parcel.head.id
-        assert first.parcel.head.id != answer.parcel.head.id
-    finally:
-        away.close()
-        second.close()
+    enclosed = [away.enclose() for _ in range(10)]
+    parcels = away.bundle(enclosed)
+    carry(carrier, parcels)
+    first = answered(away, carrier, parcels[0].head.id)
+    carry(second, parcels)
+    answered(away, second, parcels[0].head.id)
+    away.connect()
+    for letter in enclosed:
+        away.put(letter.kind, letter.envelope.encode())
+    away.settle()
+    # All that waits once more, in a bundle of another id.
+    again = away.bundle([*enclosed, away.enclose()])
+    carry(second, again)
+    answer = answered(away, second, again[0].head.id)
+    assert of(away, world) == ids(away, "normal", 11)
+    assert answer.receipts()[0].marks == {"normal": 11}
+    assert set(answer.acknowledges) == {parcels[0].head.id, again[0].head.id}
+    # Whoever brought its bundles lately gets the answer, too.
+    assert answered(away, carrier, again[0].head.id).parcel.head.id == answer.parcel.head.id
+    assert first.parcel.head.id != answer.parcel.head.id
 
 
 def test_fragments_of_one_bundle_come_by_two_carriers_in_any_order(
-    world: LivePlatform, away: CarriedDevice, carrier: RawDevice
+    world: LivePlatform, away: CarriedDevice, carrier: RawDevice, second: RawDevice
 ) -> None:
-    second = RawDevice(world, f"second-{ULID()}")
-    enrol(world, second)
-    second.connect()
-    try:
-        parcels = away.bundle(away.enclose_much(3))
-        assert len(parcels) == 3
-        carry(carrier, [parcels[2]])
-        carrier.settle()
-        assert of(away, world, "sample") == []
-        carry(second, [parcels[2], parcels[0]])
-        second.settle()
-        carry(carrier, [parcels[1]])
-        for each in (carrier, second):
-            answered(away, each, parcels[0].head.id)
-        assert of(away, world, "sample") == ids(away, "normal", 3)
-    finally:
-        second.close()
+    parcels = away.bundle(away.enclose_much(3))
+    assert len(parcels) == 3
+    carry(carrier, [parcels[2]])
+    carrier.settle()
+    assert of(away, world, "sample") == []
+    carry(second, [parcels[2], parcels[0]])
+    second.settle()
+    carry(carrier, [parcels[1]])
+    for each in (carrier, second):
+        answered(away, each, parcels[0].head.id)
+    assert of(away, world, "sample") == ids(away, "normal", 3)
 
 
 def test_letters_that_come_before_their_predecessors_are_not_acknowledged(

@@ -1,6 +1,6 @@
 """The courier dies at each of its words to the bus: every letter stays once and in order, no receipt was too high.
 
-A sample of the points by default; all of them, before and after the server has the word, with `CAUSEWAY_LONG=1`.
+A sample of the points by default; all of them, before and after the server has the word, with `LONG_TESTS=1`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.crashing_courier import DEAD, Couriers
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, enrol, in_bus
 
-LONG = bool(os.environ.get("CAUSEWAY_LONG"))
+LONG = bool(os.environ.get("LONG_TESTS"))
 SAMPLE = 12
 """Points of the short run."""
 PAUSE_S = 0.1

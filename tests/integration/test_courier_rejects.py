@@ -11,7 +11,7 @@ from ulid import ULID
 from schemas.topics import Channel, Topic, in_subject
 from services.courier.chain import MESSAGE_ID, WAY
 from tests.support.commands import cli, cli_json
-from tests.support.courier_world import counter, ids, letters, stored
+from tests.support.courier_world import counter, ids, letters, speaking, stored
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, enrol
 
@@ -113,13 +113,7 @@ def test_a_letter_whose_number_was_spent_is_handed_on_once_the_platform_understa
 
 
 def test_what_a_service_refused_is_given_to_it_again_with_one_effect(live: LivePlatform) -> None:
-    cam = RawDevice(live, "cam-1")
-    enrol(live, cam)
-    live.start_service("courier")
-    cam.connect()
-    cam.greet()
-    cam.send()
-    cam.settle()
+    cam = speaking(live)
     enrol(live, cam, standing="revoked")
     live.start_service("registry")
     [found] = rejected(live, 1)
@@ -159,13 +153,7 @@ def test_state_is_not_replayed_and_options_that_contradict_are_refused(live: Liv
 
 
 def test_a_letter_of_an_epoch_that_was_left_is_replayed_without_a_suspicion_of_a_clone(live: LivePlatform) -> None:
-    cam = RawDevice(live, "cam-1")
-    enrol(live, cam)
-    live.start_service("courier")
-    cam.connect()
-    cam.greet()
-    cam.send()
-    cam.settle()
+    cam = speaking(live)
     enrol(live, cam, standing="revoked")
     cam.send()
     [found] = rejected(live, 1, "--reason", "revoked")

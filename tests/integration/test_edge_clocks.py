@@ -37,11 +37,7 @@ class Clock:
 def device(live: LivePlatform, tmp_path: Path) -> EdgeProcess:
     for service in ("depot", "registry", "courier"):
         live.start_service(service)
-    made = EdgeProcess.make(tmp_path / "device", "cam-1")
-    made.fetch_token(live)
-    enrolled = made.enrol()
-    assert enrolled.returncode == 0, enrolled.stderr
-    return made
+    return EdgeProcess.make(tmp_path / "device", "cam-1").admit(live)
 
 
 @asynccontextmanager

@@ -28,17 +28,12 @@ def platform(live: LivePlatform) -> LivePlatform:
 @pytest.fixture
 def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
     """An enrolled device with three letters in IN, at rest."""
-    made = EdgeProcess.make(tmp_path / "device", "cam-1")
-    made.fetch_token(platform)
-    enrolled = made.enrol()
-    assert enrolled.returncode == 0, enrolled.stderr
-    made.start()
-    write(made, *range(3))
-    eventually(lambda: waiting(made) == 0, "three receipts")
-    made.stop()
-    yield made
-    if made.process is not None:
+    with EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform) as made:
+        made.start()
+        write(made, *range(3))
+        eventually(lambda: waiting(made) == 0, "three receipts")
         made.stop()
+        yield made
 
 
 def write(device: EdgeProcess, *numbers: int) -> None:
@@ -101,11 +96,21 @@ def test_two_bodies_are_stopped_and_the_one_that_is_left_loses_nothing(
     assert clone.process is not None
     assert (device.process.poll(), clone.process.poll()) == (None, None)
 
+    eventually(lambda: device.status()["suspended"] or clone.status()["suspended"], "a body to learn of it")
+    told = device if device.status()["suspended"] else clone
+    said = told.call("status")
+    assert said.returncode == 4
+    assert "in quarantine" in said.stdout
+    assert why["message"] in said.stdout
+    assert "causeway device release cam-1 --fleet home" in said.stdout
+    assert why["message"] in told.call("explain").stdout
+
     clone.kill()
     written = list(range(5_000, 5_005))
     write(device, *written)
     cli(platform, "device", "release", "cam-1", "--yes")
     eventually(lambda: waiting(device) == 0, "all receipts of the device that is left", 60)
+    eventually(lambda: device.status()["suspended"] is None, "the device to learn that it is released")
     # A letter whose receipt was lost may stand in IN under the old epoch and the new one; its id is the same.
     mine = list(dict.fromkeys(n for n in samples(platform) if n < 2_000 or n >= 5_000))
     assert mine == [0, 1, 2, *range(1_003, 1_000 + number[0]), *written]

@@ -17,18 +17,13 @@ from edge_runtime.identity import Identity, load_identity, save_identity
 from schemas.registry import Token
 from services.kit.api.registry import DeviceRequest
 from tests.support.edge import EdgeProcess, ask, show
-from tests.support.platform import LivePlatform, eventually
+from tests.support.platform import LivePlatform, eventually, serving
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
-    live = LivePlatform.start(tmp_path_factory.mktemp("world") / "state")
-    try:
-        for service in ("depot", "registry", "courier"):
-            live.start_service(service)
+    with serving(tmp_path_factory.mktemp("world") / "state", "depot", "registry", "courier") as live:
         yield live
-    finally:
-        live.stop()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,13 +38,8 @@ def platform(live: LivePlatform) -> LivePlatform:
 
 @pytest.fixture
 def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
-    made = EdgeProcess.make(tmp_path / "device", "cam-1")
-    made.fetch_token(platform)
-    enrolled = made.enrol()
-    assert enrolled.returncode == 0, enrolled.stderr
-    yield made
-    if made.process is not None:
-        made.stop()
+    with EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform) as made:
+        yield made
 
 
 def letters_in(live: LivePlatform, kind: str) -> list[Any]:
@@ -114,6 +110,27 @@ def test_letters_written_offline_arrive_once_and_in_order(platform, device) -> N
         host.send("sample", {"number": 40})
     eventually(lambda: device.rows("SELECT mark FROM lanes WHERE lane = 'normal'") == [(41,)], "all receipts")
     assert numbers_in(platform) == list(range(41))
+
+
+def test_a_letter_that_cannot_be_signed_is_given_up_by_name_and_the_others_go_on(platform, device) -> None:
+    with EdgeDevice(device.folder / "edge.toml") as host:
+        ids = [host.send("sample", {"number": number}) for number in range(5)]
+    with sqlite3.connect(device.folder / "state" / "outbox.db") as file:
+        file.execute("UPDATE letters SET data = 'torn' WHERE id = ?", (ids[1],))
+        file.execute("UPDATE letters SET time = 1e300 WHERE id = ?", (ids[3],))
+    file.close()
+    device.start()
+    eventually(lambda: numbers_in(platform) == [0, 2, 4], "the others")
+    assert device.stop() == 0
+    device.start()  # losses are told at once then
+    reports = eventually(lambda: letters_in(platform, "losses"), "the losses")
+    told = [loss for report in reports for loss in report.data.losses]
+    assert [(loss.reason, [name.id for name in loss.names]) for loss in told] == [
+        ("unsendable", [ids[1]]),
+        ("unsendable", [ids[3]]),
+    ]
+    assert device.stop() == 0
+    assert device.log().count("letters.unsendable") == 2
 
 
 def test_nothing_is_lost_when_courier_agent_and_bus_are_killed(platform, device) -> None:

@@ -1,4 +1,4 @@
-"""A device behind a link of 50 kbit/s, and behind one of 2 s round trip that loses 30 %: what is urgent gets through.
+"""A device behind 50 kbit/s, behind 2 s of round trip and 30 % of loss, and behind all of it: what is urgent arrives.
 
 In network namespaces, with the real platform at one end and the real agent at the other.
 """
@@ -6,6 +6,7 @@ In network namespaces, with the real platform at one end and the real agent at t
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 import time
@@ -25,6 +26,7 @@ from services.kit.bus import Bus
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox
 from tests.integration.test_depot_pieces import register
+from tests.support.courier_world import letters
 from tests.support.edge import EdgeProcess, show
 from tests.support.netns import Net, Port, Shape, unavailable
 from tests.support.platform import LivePlatform, eventually
@@ -35,12 +37,19 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 SLOW = Shape(rate_kbit=50, delay_ms=50, seed=11)
 FAR_AND_LOSSY = Shape(delay_ms=1_000, loss=0.3, seed=12)
+ALL_AT_ONCE = Shape(rate_kbit=50, delay_ms=1_000, loss=0.3, seed=13)
 URGENT_S = 10.0
 """Typically 2 s on the slow link; a busy machine gets room."""
 PIECE_S = 15.0
 """Beside slices of pieces, of 3 s each."""
 URGENT_LOSSY_S = 60.0
 """Of a row of lost packets TCP repeats the last after 8 s again and again."""
+LONG = bool(os.environ.get("LONG_TESTS"))
+URGENT_AT_WORST_S = 240.0
+"""Beside bulk; half of them take less than 15 s, one in a hundred minutes."""
+URGENT = 8
+BULK = 400
+AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 
 @dataclass
@@ -115,9 +124,7 @@ def ship(tmp_path: Path) -> Iterator[Ship]:
         device = EdgeProcess.make(tmp_path / "device", "ship-1")
         settings = device.folder / "edge.toml"
         settings.write_text(settings.read_text().replace("heartbeat_s = 0.5", "heartbeat_s = 2"))
-        device.fetch_token(live)
-        enrolled = device.enrol()
-        assert enrolled.returncode == 0, enrolled.stderr
+        device.admit(live)
         machine = net.machine("ship")
         port = harbour.plug(machine, Shape())
         device.prefix = machine.prefix
@@ -179,3 +186,36 @@ def test_a_link_that_turns_far_and_lossy_is_kept_and_letters_arrive(ship) -> Non
     ship.port.shape(Shape())
     eventually(lambda: ship.mark("normal") == 500, "everything, once the link is good again", 90)
     assert ship.figures()["connections"] == 1
+
+
+@pytest.mark.skipif(not LONG, reason="takes minutes; LONG_TESTS=1 runs it")
+@pytest.mark.timeout(1_200)
+def test_slow_far_and_lossy_at_once_urgent_letters_pass_and_everything_arrives_in_order(ship, tmp_path) -> None:
+    data = random.Random(6).randbytes(300_000)
+    artifact = register(ship.live, data)
+    # Most devices' kernels do not come with BBR as their way; the agent has to ask for it.
+    ship.port.machine.run(["sysctl", "-qw", "net.ipv4.tcp_congestion_control=reno"])
+    ship.port.shape(SLOW)
+    with EdgeDevice(ship.device.folder / "edge.toml") as host:
+        for number in range(BULK):
+            host.send("sample", {"number": number, "picture": "x" * 4_000})
+        got = tmp_path / "artifact"
+        toml = str(ship.device.folder / "edge.toml")
+        ship.start("tests.support.fetching_agent", toml, artifact.model_dump_json(), str(got))
+        ship.connected()
+        ship.port.shape(ALL_AT_ONCE)
+        urgent = [ship.urgent_s(host, URGENT_AT_WORST_S) for _ in range(URGENT)]
+        moved = ship.mark("normal")
+        figures, log = ship.figures(), ship.device.log()
+    record(figures | {"urgent_s": urgent, "moved": moved})
+    assert 0 < moved < BULK, "there was bulk all the time, it moved, and control letters passed it"
+    assert '"fetched"' not in log, "and downwards too"
+    assert figures["connections"] <= 2, "one may be given up as dead once in a while; over and over again is a loop"
+    assert figures["explanation"]["decisions"]["congestion"]["value"] == "bbr"
+    assert figures["congestion"] == ("bbr" if "bbr" in AVAILABLE.read_text().split() else "reno")
+    ship.port.shape(Shape())
+    eventually(lambda: ship.mark("normal") == BULK, "everything, once the link is good again", 90)
+    eventually(lambda: '"fetched"' in ship.device.log(), "the artifact", 90)
+    assert got.read_bytes() == data
+    numbers = [int(letter.rsplit(":", 1)[1]) for letter in letters(ship.live, "sample")]
+    assert numbers == list(range(1, BULK + 1)), "each once and in order"

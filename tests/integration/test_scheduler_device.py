@@ -37,9 +37,7 @@ def platform(live: LivePlatform) -> LivePlatform:
 def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
     device = EdgeProcess.make(tmp_path / "cam-1", "cam-1", EXTRA)
     device.environment["BATTERY"] = "80"
-    device.fetch_token(platform)
-    enrolled = device.enrol()
-    assert enrolled.returncode == 0, enrolled.stderr
+    device.admit(platform)
     device.start()
     eventually(lambda: show(platform, device.address)["heartbeat"], "a heartbeat")
     yield device

@@ -19,7 +19,7 @@ from services.kit.bus import Bus
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox
 from tests.support.platform import LivePlatform, eventually
-from tests.support.raw_device import RawDevice, in_bus
+from tests.support.raw_device import RawDevice, enrol, in_bus
 
 Stored = list[tuple[str, dict[str, str], bytes]]
 
@@ -47,6 +47,18 @@ def ids(device: RawDevice, lane: str, count: int) -> list[str]:
     return [key.message_id(n) for n in range(1, count + 1)]
 
 
+def speaking(live: LivePlatform, name: str = "cam-1") -> RawDevice:
+    """Start the courier; a connected device that has one letter in IN."""
+    device = RawDevice(live, name)
+    enrol(live, device)
+    live.start_service("courier")
+    device.connect()
+    device.greet()
+    device.send()
+    device.settle()
+    return device
+
+
 def start_standby(live: LivePlatform, monkeypatch: pytest.MonkeyPatch, name: str = "courier-2") -> None:
     """Start a second courier, which is ready as a standby when this returns."""
     with socket.socket() as free:
@@ -65,14 +77,20 @@ def counter(live: LivePlatform, name: str) -> float:
 
 
 def post(
-    live: LivePlatform, device: RawDevice, kind: str, *data: Message, slot: str | None = None, lifetime_s: float = 600
+    live: LivePlatform,
+    device: RawDevice,
+    kind: str,
+    *data: Message,
+    slot: str | None = None,
+    lifetime_s: float = 600,
+    service: str = "registry",
 ) -> list[str]:
-    """Put letters of the registry into a mailbox; returns their ids."""
+    """Put letters of a service into a mailbox; returns their ids."""
     made = [str(ULID()) for _ in data]
 
     async def write(bus: Bus) -> None:
-        key = read_letter_key(live.state.service_key("registry"))
-        mailbox = Mailbox(bus.js, "registry", live.settings.platform, key.signer, key.generation)
+        key = read_letter_key(live.state.service_key(service))
+        mailbox = Mailbox(bus.js, service, live.settings.platform, key.signer, key.generation)
         now = datetime.now(UTC)
         for revision, (letter_id, each) in enumerate(zip(made, data, strict=True), start=1):
             draft = Draft(
@@ -80,5 +98,5 @@ def post(
             )
             await mailbox.post(draft, now)
 
-    in_bus(live, "registry", write)
+    in_bus(live, service, write)
     return made

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from schemas.ids import Address
 from services.kit import rpc
@@ -76,6 +76,20 @@ class EdgeProcess:
 
     def enrol(self, *more: str) -> subprocess.CompletedProcess[str]:
         return self.call("enrol", str(self.token), *more)
+
+    def admit(self, live: LivePlatform) -> Self:
+        """Enrol with a token of this platform."""
+        self.fetch_token(live)
+        done = self.enrol()
+        assert done.returncode == 0, done.stderr
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.stop()
 
     def start(self) -> None:
         command = [

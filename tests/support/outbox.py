@@ -76,6 +76,17 @@ class Bench:
             database.limit_pages(1_000_000)
 
 
+def fill(bench: Bench, letters: int = 24) -> list[str]:
+    """Letters so large that a full disk takes none of them."""
+    return [bench.add(number, text="x" * 20_000) for number in range(letters)]
+
+
+def die(bench: Bench) -> None:
+    """The process ends without a word: nothing of its memory is left."""
+    bench.outbox._store.annex = None
+    bench.outbox.close()
+
+
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A real file system of that size; needs root."""

@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,19 @@ def accepts(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return probe.connect_ex((host, port)) == 0
+
+
+@contextmanager
+def serving(root: Path, *services: str) -> Iterator[LivePlatform]:
+    """A platform with these services for many tests, of which none may break it for the next."""
+    live = LivePlatform.start(root)
+    try:
+        for service in services:
+            live.start_service(service)
+        yield live
+        assert all(process.poll() is None for process in live.processes.values())
+    finally:
+        live.stop()
 
 
 @dataclass

@@ -272,8 +272,8 @@ def test_origins_remember_the_newest_of_everything_within_bounds() -> None:
     origins.brought(CAM, [CARRIERS[2], CARRIERS[0]])
     assert origins.get(CAM).carriers == (CARRIERS[1], CARRIERS[2], CARRIERS[0])
     first, second = hello(), hello()
-    origins.heard(CAM, first)
-    origins.heard(CAM, second)
+    origins.heard(CAM, first, 10.0, now=20.0)
+    origins.heard(CAM, second, 10.0, now=20.0)
     assert origins.get(CAM).hello == second
     for number in range(MAX_STORED + 2):
         origins.stored(CAM, f"bundle-{number}")
@@ -284,9 +284,20 @@ def test_origins_remember_the_newest_of_everything_within_bounds() -> None:
     assert not origins.is_stored(CAM, f"bundle-{MAX_STORED + 1}")
     assert origins.get(CAM).hello == second
     for carrier in CARRIERS[:3]:
-        origins.heard(carrier, first)
+        origins.heard(carrier, first, 10.0, now=20.0)
     assert len(origins) == 3
     assert origins.get(CAM).hello is None
+
+
+def test_a_hello_that_a_carrier_brings_late_does_not_replace_a_newer_one() -> None:
+    origins, old, new, newest = Origins(3), hello(), hello(), hello()
+    origins.heard(CAM, new, 10.0, now=20.0)
+    origins.heard(CAM, old, 9.0, now=21.0)
+    assert origins.get(CAM).hello == new
+    # Made while its clock stood in 2040: it holds no later than until the next one is made.
+    origins.heard(CAM, old, 1e9, now=30.0)
+    origins.heard(CAM, newest, 31.0, now=32.0)
+    assert origins.get(CAM).hello == newest
 
 
 async def test_a_group_stays_in_front_until_it_is_judged() -> None:

@@ -129,7 +129,6 @@ def test_a_name_that_is_taken_needs_its_old_key() -> None:
     assert isinstance(rule(letter(fresh, by_current=True), fresh, record), Admit)
     # A new key that the old one vouches for: the old key's credentials end.
     rotated = admitted(rule(letter(public=key(2), by_current=True), None, record))
-    assert rotated.renewal
     assert live_revocations([rotated.record], NOW) == {record.bus_key: NOW}
     assert refused(rule(letter(public=key(2)), None, record)) == "bad_proof"
 

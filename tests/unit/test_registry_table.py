@@ -55,7 +55,7 @@ def knowing(*addresses: Address, online: bool = False, now: float = 0.0) -> Tabl
 def test_a_heartbeat_fills_its_row_and_what_is_absent_stays_absent() -> None:
     table = knowing()
     result = table.absorb([beat(load=0.5, battery_percent=0.0, outbox=OutboxState(letters=3, bytes=9, dropped=1))])
-    assert (result.heartbeats, result.unknown, result.bad.total()) == (1, 0, 0)
+    assert (result.heartbeats, result.passed_over.total(), result.bad.total()) == (1, 0, 0)
     sight = table.sight(CAM)
     assert (sight.online, sight.last_seen) == (True, 100.0)
     assert read_heartbeat(sight.heartbeat or b"").load == 0.5
@@ -77,7 +77,7 @@ def test_a_strangers_word_is_counted_and_not_stored() -> None:
     made_up = f"cw.1.harbour.{CAM.device}.state.nonsense"
     words = [beat(address=Address("harbour", "ghost")), (hello, b"{}", 1.0), (made_up, b"{}", 1.0)]
     result = table.absorb(words)
-    assert (result.heartbeats, result.unknown) == (0, 1)
+    assert (result.heartbeats, result.passed_over) == (0, {"unknown": 1})
     assert result.bad == {("heartbeat", "unknown_device"): 1, ("unknown", "bad_topic"): 1}
     assert table.sight(Address("harbour", "ghost")) == Sight(online=False, last_seen=None, heartbeat=None)
 
@@ -147,9 +147,9 @@ def test_while_the_bus_is_away_nobody_is_silent() -> None:
 def test_a_revoked_device_is_forgotten_until_it_is_known_again() -> None:
     table = knowing()
     table.absorb([beat()])
-    table.forget(CAM)
+    table.forget(CAM, "revoked")
     assert table.take_flips(10) == []
-    assert table.absorb([beat()]).bad == {("heartbeat", "unknown_device"): 1}
+    assert table.absorb([beat()]).bad == {("heartbeat", "revoked"): 1}
     assert (len(table), table.online_count) == (0, 0)
     table.know(CAM, online=False, now=0.0)
     assert table.absorb([beat()]).heartbeats == 1
@@ -227,3 +227,14 @@ def test_an_allowance_is_so_many_per_second() -> None:
     assert [allowance.take(10.0) for _ in range(4)] == [True, True, False, False]
     assert [allowance.take(10.6), allowance.take(10.6)] == [True, False]
     assert not Allowance(0).take(10.0)
+
+
+def test_what_a_device_in_quarantine_says_is_counted_as_such_and_not_as_a_strangers() -> None:
+    table = Table()
+    table.forget(CAM, "quarantined")
+    result = table.absorb([beat(), hello(101.0, 0)])
+    assert result.bad == {("heartbeat", "quarantined"): 1}
+    assert "causeway device show" in result.shown[0].message
+    assert result.passed_over == {"quarantined": 1}
+    table.know(CAM, online=False, now=0.0)
+    assert table.absorb([beat()]).heartbeats == 1
