@@ -98,7 +98,7 @@ class Conduct:
     def grant(self) -> Grant:
         """What the postman may do."""
         decisions = self.decisions()
-        return Grant(decisions.window, decisions.bulk)
+        return Grant(decisions.window, decisions.bulk, decisions.congestion)
 
     def choice(self, lane: Lane, waiting_bytes: int, *, neighbours: int, folder: bool) -> Choice:
         """Which way the letters of a lane go now.

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 from edge_runtime import sockets
 from edge_runtime.measuring import MAX_BACKLOG_BYTES, SAMPLE_S, Throughput
@@ -58,6 +59,7 @@ class Connection:
         heard: monotonic time of the last byte that came.
         spoke: monotonic time of the last byte that the kernel took.
         throughput: upwards.
+        congestion: how the kernel finds the rate, by its name for it; None where it does not say.
     """
 
     def __init__(self, sock: socket.socket, ears: Ears) -> None:
@@ -82,6 +84,8 @@ class Connection:
         self.round_trip_s = 0.0
         """Of the path alone, as the owner measures it; what fills the path does not count as backlog."""
         self.throughput = Throughput()
+        self.congestion = self._usual = sockets.congestion(sock)
+        self._wish: Literal["system", "bbr"] = "system"
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @property
@@ -135,6 +139,14 @@ class Connection:
         if not self._writing:
             self._writable()
         return not self._closed
+
+    def use_congestion(self, wish: Literal["system", "bbr"]) -> None:
+        """Let the kernel find the rate so, if it can; asked for once per change."""
+        if wish == self._wish or self._closed or self._usual is None:
+            return
+        self._wish = wish
+        sockets.use_congestion(self._sock, self._usual if wish == "system" else wish)
+        self.congestion = sockets.congestion(self._sock)
 
     def settle(self, limit_s: float) -> None:
         """Take nothing bulky until all that was sent is there, so that a round trip can be measured; then go on."""

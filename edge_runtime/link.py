@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from edge_runtime import mqtt
 from edge_runtime.connection import Connection, Ears, Urgency
@@ -77,12 +77,14 @@ class Measured:
         loss_ratio: share of packets that had to be repeated.
         up_bytes_per_s: rate that was reached when there was more to send than went.
         backlog_bytes: sent here and not acknowledged.
+        congestion: how the kernel finds the rate of TCP, by its name for it.
     """
 
     round_trip_s: float | None = None
     loss_ratio: float | None = None
     up_bytes_per_s: float | None = None
     backlog_bytes: int = 0
+    congestion: str | None = None
 
 
 class Link:
@@ -119,6 +121,11 @@ class Link:
         """Whether a message of this urgency and size should be given; `drained` tells when, if not."""
         attempt = self._attempt
         return attempt is not None and attempt.ready and attempt.room(urgency, size)
+
+    def use_congestion(self, wish: Literal["system", "bbr"]) -> None:
+        """How TCP shall find the rate of the present connection; `measured` says what the kernel uses."""
+        if self._attempt is not None and self._attempt.connection is not None:
+            self._attempt.connection.use_congestion(wish)
 
     def publish(self, topic: str, payload: bytes, urgency: Urgency = Urgency.SIGNAL) -> bool:
         """Hand a message to the network at QoS 0; False if there is no connection."""
@@ -242,6 +249,7 @@ class _Attempt:
             loss_ratio=self._loss.ratio,
             up_bytes_per_s=self.connection.throughput.bytes_per_s,
             backlog_bytes=self.connection.backlog,
+            congestion=self.connection.congestion,
         )
 
     def give_up(self, reason: str) -> None:

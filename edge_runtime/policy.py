@@ -93,6 +93,8 @@ _ON: dict[Quality, str] = {
 
 Bulk = Literal["moves", "yields", "held"]
 """`yields`: only while no other letter waits."""
+Congestion = Literal["system", "bbr"]
+"""How TCP finds its rate: as the system has it, or by BBR, which does not take every lost packet for a full line."""
 Mode = Literal["balanced", "performance", "battery_save", "thermal_throttle", "low_ram"]
 """The same words as the profiles of `CAUSEWAY_PROFILE`."""
 
@@ -106,20 +108,22 @@ class Terms:
         heartbeat_factor: times the interval that was asked for.
         pieces_bytes: pieces of artifacts asked for at a time; always at least one piece.
         bulk: whether bulk moves.
+        congestion: how TCP finds its rate upwards.
     """
 
     window: int
     heartbeat_factor: float
     pieces_bytes: int
     bulk: Bulk
+    congestion: Congestion
 
 
 TERMS: dict[Quality, Terms] = {
-    "excellent": Terms(128, 1.0, 1 << 20, "moves"),
-    "good": Terms(96, 1.0, 512 * 1024, "moves"),
-    "fair": Terms(64, 1.5, 256 * 1024, "moves"),
-    "poor": Terms(32, 2.5, 64 * 1024, "yields"),
-    "offline": Terms(32, 1.0, 64 * 1024, "held"),
+    "excellent": Terms(128, 1.0, 1 << 20, "moves", "system"),
+    "good": Terms(96, 1.0, 512 * 1024, "moves", "system"),
+    "fair": Terms(64, 1.5, 256 * 1024, "moves", "system"),
+    "poor": Terms(32, 2.5, 64 * 1024, "yields", "bbr"),
+    "offline": Terms(32, 1.0, 64 * 1024, "held", "system"),
 }
 """Factors stay below 3: after three intervals the registry takes a device for silent."""
 
@@ -162,6 +166,7 @@ class Decisions:
     heartbeat_s: float
     pieces_bytes: int
     bulk: Bulk
+    congestion: Congestion
     reasons: Mapping[str, str]
 
 
@@ -191,8 +196,9 @@ def decide(conditions: Conditions, before: Quality = "offline") -> Decisions:
         + (", less in low_ram mode" if pieces < terms.pieces_bytes else "")
         + "; an update is never held back, since somebody who may has ordered it",
         "bulk": why_bulk,
+        "congestion": f"how TCP finds its rate {here}; what the kernel does stands among the figures",
     }
-    return Decisions(quality, mode, terms.window, heartbeat_s, pieces, bulk, reasons)
+    return Decisions(quality, mode, terms.window, heartbeat_s, pieces, bulk, terms.congestion, reasons)
 
 
 def classify(conditions: Conditions, before: Quality) -> tuple[Quality, str]:

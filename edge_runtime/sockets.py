@@ -23,6 +23,9 @@ _THIN_LINEAR_TIMEOUTS = 16
 intervals, not ever more rarely."""
 _RTO_MAX_MS = 44
 """TCP_RTO_MAX_MS of linux/tcp.h, since Linux 6.15."""
+_CONGESTION = 13
+"""TCP_CONGESTION of linux/tcp.h."""
+_NAME_BYTES = 16
 _SIOCOUTQ = 0x5411
 _INFO_BYTES = 192
 _WORDS_AT = 8
@@ -67,6 +70,25 @@ def tune(connection: socket.socket) -> None:
         except OSError as error:
             # A kernel that only looks like Linux; the connection works without.
             log.debug("socket.option_unknown", option=option, message=str(error))
+
+
+def congestion(connection: socket.socket) -> str | None:
+    """How the kernel finds the rate of TCP, by its name for it; None where it does not say."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, _CONGESTION, _NAME_BYTES).split(b"\0")[0].decode()
+    except OSError:
+        # A kernel that only looks like Linux.
+        return None
+
+
+def use_congestion(connection: socket.socket, name: str) -> None:
+    """Have it found otherwise; a kernel that has no such way, or not for everybody, goes on as before."""
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, _CONGESTION, name.encode())
+    except OSError as error:
+        log.info("socket.congestion_refused", name=name, message=str(error))
 
 
 def unacknowledged(connection: socket.socket) -> int:

@@ -8,6 +8,7 @@ what the file took meanwhile may have been sent: they join its end.
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ulid import ULID
 
 from edge_runtime.letters import shelf
 from edge_runtime.letters.boat import LaneRow, Manifest
+from edge_runtime.letters.database import transaction
 from edge_runtime.letters.losses import name, note, note_released, released_upto
 from edge_runtime.letters.retention import Bounds
 from edge_runtime.letters.schema import SCHEMA
@@ -25,6 +27,10 @@ from schemas.courier import LossReason
 from schemas.events import LANES, Lane
 
 Lanes = Mapping[Lane, tuple[int, int]]
+
+APART = (1 << 10, 1 << 16)
+"""How many numbers are passed over where nothing tells how many an earlier process gave; more than a window of letters
+on their way, and by chance, so that two processes in a row hardly ever give the same."""
 
 _INSERT = (
     "INSERT INTO letters VALUES (:id, :epoch, :lane, :sequence, :kind, :data, :time, :bytes, :state, :receipted_at, "
@@ -51,6 +57,7 @@ class Annex:
         base: highest sequence of each lane that stood in the file.
         offset: of the age clock that its letters go by.
         id: by which the file knows that it was moved back.
+        apart: its numbers begin at a distance, and are told to nobody but the file.
     """
 
     connection: Connection
@@ -58,6 +65,7 @@ class Annex:
     base: dict[Lane, int]
     offset: float
     id: str
+    apart: bool = False
 
     @classmethod
     def open(cls, epoch: str, lanes: Lanes, file_epoch: str | None, offset: float) -> Annex:
@@ -74,13 +82,28 @@ class Annex:
         for epoch, lane, issued, mark in manifest.lanes:
             base = manifest.base.get(lane, 0) if epoch == manifest.file_epoch else 0
             reason: LossReason = "disk" if epoch == manifest.epoch else "renumbered"
-            numbers = range(max(mark, base) + 1, issued + 1)
-            for sequence in numbers:
-                note(connection, epoch, lane, sequence, reason, maybe_arrived=reason == "disk")
+            first = max(mark, base) + 1
+            if first <= issued:
+                note(connection, epoch, lane, first, reason, last=issued, maybe_arrived=reason == "disk")
+                lost += issued - first + 1 if reason == "disk" else 0
             note_released(connection, epoch, lane, issued)
-            lost += len(numbers) if reason == "disk" else 0
         connection.execute("INSERT INTO counters VALUES ('dropped', ?)", (lost,))
         return cls(connection, manifest.file_epoch, dict(manifest.base), offset, manifest.annex)
+
+    def keep_apart(self) -> None:
+        """Give no number that an earlier process may have given in memory, of whose letters some may be on their way.
+
+        What it passes over belongs to nobody here: a mark in it speaks of such a letter.
+        """
+        self.apart = True
+        epoch = self.epoch
+        lanes = shelf.lanes_of(self.connection, epoch)
+        with transaction(self.connection) as connection:
+            for lane in LANES:
+                issued, mark = lanes.get(lane, (0, 0))
+                last = issued + random.randrange(*APART)  # noqa: S311
+                connection.execute("INSERT OR REPLACE INTO lanes VALUES (?, ?, ?, ?)", (epoch, lane, last, mark))
+                note(connection, epoch, lane, issued + 1, "renumbered", last=last)
 
     def manifest(self) -> Manifest:
         """What must outlive the process."""
@@ -139,10 +162,11 @@ def move_back(disk: Connection, annex: Annex, offset: float, bounds: Bounds, now
     disk.execute("INSERT OR REPLACE INTO meta VALUES ('annex', ?)", (settled,))
 
 
-def join(disk: Connection, annex: Annex, offset: float, bounds: Bounds) -> None:
+def join(disk: Connection, annex: Annex, offset: float, bounds: Bounds, reason: LossReason = "evicted") -> None:
     """Put what the annex of a process that does not send holds behind everything in the file; arguments as above.
 
-    The annex's numbers change with it, so that it can be tried again.
+    The annex's numbers change with it, so that it can be tried again. `disk` may be another annex; what does not fit
+    is given up for `reason`.
     """
     memory, epoch = annex.connection, shelf.epoch_of(disk)
     for change in _TO_EPOCH:
@@ -157,7 +181,7 @@ def join(disk: Connection, annex: Annex, offset: float, bounds: Bounds) -> None:
             (epoch, lane, issued + end - base),
         )
     _bring(disk, annex, offset)
-    shelf.shrink(disk, bounds, "evicted")
+    shelf.shrink(disk, bounds, reason)
 
 
 def _bring(disk: Connection, annex: Annex, offset: float) -> None:
@@ -166,12 +190,12 @@ def _bring(disk: Connection, annex: Annex, offset: float) -> None:
     for row in annex.letters():
         if disk.execute("SELECT 1 FROM letters WHERE id = ?", (row["id"],)).fetchone():
             note(disk, row["epoch"], row["lane"], row["sequence"], "renumbered")
+            name(disk, row["epoch"], row["lane"], row["sequence"], row["id"], row["kind"])
             continue
         born = None if row["born"] is None else row["born"] - annex.offset + offset
         disk.execute(_INSERT, dict(row) | {"born": born})
     for row in memory.execute("SELECT * FROM losses"):
-        for sequence in range(row["first"], row["last"] + 1):
-            _note_again(disk, row, sequence)
+        _note_again(disk, row, row["first"], row["last"])
     for row in memory.execute("SELECT * FROM lost"):
         name(disk, *row)
     disk.executemany(
@@ -180,8 +204,9 @@ def _bring(disk: Connection, annex: Annex, offset: float) -> None:
     )
 
 
-def _note_again(disk: Connection, row: sqlite3.Row, sequence: int) -> None:
-    note(disk, row["epoch"], row["lane"], sequence, row["reason"], maybe_arrived=bool(row["maybe_arrived"]))
+def _note_again(disk: Connection, row: sqlite3.Row, first: int, last: int) -> None:
+    maybe = bool(row["maybe_arrived"])
+    note(disk, row["epoch"], row["lane"], first, row["reason"], last=last, maybe_arrived=maybe)
 
 
 def renumber(connection: Connection, new: str, taken: Mapping[Lane, int], first: str | None = None) -> None:
@@ -223,8 +248,9 @@ def _shift(disk: Connection, epoch: str, lane: Lane, base: int, by: int) -> None
     for row in moved[::-1] if by > 0 else moved:
         # Joined over the base: the part below it stays.
         disk.execute("DELETE FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, row["first"]))
-        for sequence in range(row["first"], row["last"] + 1):
-            _note_again(disk, row, sequence + (by if sequence > base else 0))
+        _note_again(disk, row, max(row["first"], base + 1) + by, row["last"] + by)
+        if row["first"] <= base:
+            _note_again(disk, row, row["first"], base)
     disk.execute("UPDATE lost SET sequence = -sequence WHERE epoch = ? AND lane = ? AND sequence > ?", where)
     disk.execute(
         "UPDATE lost SET sequence = ? - sequence WHERE epoch = ? AND lane = ? AND sequence < 0", (by, epoch, lane)

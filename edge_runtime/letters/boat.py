@@ -80,8 +80,8 @@ class Boat:
         manifest = self.load()
         return None if manifest is None else manifest.annex
 
-    def save(self, manifest: Manifest) -> None:
-        """On disk when this returns, if the disk takes it."""
+    def save(self, manifest: Manifest) -> bool:
+        """On disk when this returns, if the disk takes it; False if not."""
         text = json.dumps([self._turn + 1, asdict(manifest)]).encode()
         assert len(text) <= HALF_BYTES - _DIGEST_BYTES, "two epochs of three lanes each"
         self._turn += 1
@@ -90,6 +90,8 @@ class Boat:
             self._write(half, HALF_BYTES * (self._turn % 2))
         except OSError as error:
             log.debug("outbox.boat_not_written", message=str(error))
+            return False
+        return True
 
     def _write(self, data: bytes, at: int, flags: int = 0) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)

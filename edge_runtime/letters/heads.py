@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edge_runtime.letters.losses import NOBODY
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.letters.sending import Run
 from schemas.events import Lane
 
 
@@ -26,8 +26,8 @@ def foreign_marks(
     found: dict[Lane, int] = {}
     for lane, mark in marks.items():
         issued, known = lanes.get(lane, (0, 0))
-        # One that is no longer held here was receipted before.
-        held = outbox.load(lane, Run(mark, mark)) if known < mark <= issued else []
-        if mark > issued or any(letter.id != heads.get(lane, letter.id) for letter in held):
+        # One that is not known here any more was receipted before, or is beyond what the ledger can name.
+        own = outbox.id_at(lane, mark) if known < mark <= issued else None
+        if mark > issued or own == NOBODY or (own is not None and own != heads.get(lane, own)):
             found[lane] = mark
     return found

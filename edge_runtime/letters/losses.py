@@ -22,11 +22,13 @@ MAX_WAITING_REPORTS = 8
 """So that losses cannot fill what is reserved for urgent letters; they go on being noted, and are told later."""
 MAX_REPORTED = 2_000
 """Ranges that are kept after they were reported, for whoever reads the file."""
+NOBODY = ""
 
 _COUNTED: dict[LossReason, str] = {
     "evicted": "dropped",
     "expired": "dropped",
     "disk": "dropped",
+    "unsendable": "dropped",
     "superseded": "superseded",
 }
 
@@ -98,22 +100,23 @@ def note(
     sequence: int,
     reason: LossReason,
     *,
+    last: int | None = None,
     maybe_arrived: bool = False,
 ) -> None:
-    """Note a sequence that will never come, joined to its unreported neighbours."""
+    """Note a sequence, or all from it to `last`, that will never come, joined to their unreported neighbours."""
+    first, last = sequence, last or sequence
     below = connection.execute(
         "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first < ? ORDER BY first DESC LIMIT 1",
         (epoch, lane, sequence),
     ).fetchone()
     above = connection.execute(
-        "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, sequence + 1)
+        "SELECT * FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, last + 1)
     ).fetchone()
-    first, last = sequence, sequence
     if _joins(below, reason, maybe_arrived) and below["last"] == sequence - 1:
         first = below["first"]
     if _joins(above, reason, maybe_arrived):
+        connection.execute("DELETE FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, last + 1))
         last = above["last"]
-        connection.execute("DELETE FROM losses WHERE epoch = ? AND lane = ? AND first = ?", (epoch, lane, sequence + 1))
     write(connection, Range(epoch, lane, first, last, reason, maybe_arrived), None)
 
 
@@ -131,6 +134,30 @@ def name(connection: Connection, epoch: str, lane: Lane, sequence: int, letter_i
         "INSERT OR IGNORE INTO lost SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM lost) < ?",
         (epoch, lane, sequence, letter_id, kind, MAX_NAMES),
     )
+
+
+def id_at(connection: Connection, epoch: str, lane: Lane, sequence: int) -> str | None:
+    """Id of the letter that stands or stood on a number, as far as it is known; `NOBODY` if none ever did."""
+    held = connection.execute(
+        "SELECT id FROM letters WHERE epoch = ? AND lane = ? AND sequence = ? "
+        "UNION ALL SELECT id FROM lost WHERE epoch = ? AND lane = ? AND sequence = ?",
+        (epoch, lane, sequence) * 2,
+    ).fetchone()
+    if held is not None:
+        return str(held[0])
+    told = connection.execute(
+        "SELECT reason, data FROM losses l LEFT JOIN letters ON id = report "
+        "WHERE l.epoch = ? AND l.lane = ? AND first <= ? AND last >= ?",
+        (epoch, lane, sequence, sequence),
+    ).fetchone()
+    if told is None:
+        return None
+    for loss in json.loads(told["data"])["losses"] if told["data"] else ():
+        if (loss["epoch"], loss["lane"]) == (epoch, lane):
+            for lost in loss.get("names", []):
+                if lost["sequence"] == sequence:
+                    return str(lost["id"])
+    return NOBODY if told["reason"] == "renumbered" else None
 
 
 def may_report(connection: Connection) -> bool:

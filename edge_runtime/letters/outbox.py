@@ -18,37 +18,23 @@ from edge_runtime.errors import OutboxError
 from edge_runtime.letters import losses, reading, shelf
 from edge_runtime.letters.ages import Elapsed, since_boot
 from edge_runtime.letters.annex import renumber
+from edge_runtime.letters.drafts import Entry, draft
 from edge_runtime.letters.reading import Stored
 from edge_runtime.letters.retention import Amount
 from edge_runtime.letters.sending import Run
 from edge_runtime.letters.shelf import New
 from edge_runtime.letters.store import Part, Room, Store
 from edge_runtime.settings import OutboxLimits
-from schemas.envelope import MAX_LETTER_BYTES
+from schemas.courier import LossReason
 from schemas.events import Lane, Message
 
-ROW_OVERHEAD = 256
-"""Bytes that a letter takes beside its data."""
 TRIM_BATCH = 500
 RELEASE_AHEAD = 512
 """Letters that count as sent a little before they are, so that not every sending writes to the flash."""
-_ENVELOPE_OVERHEAD = 1_200
-"""Bytes of the event's other fields and of the envelope, at most."""
 
 Storage = Literal["disk", "memory"]
 
 __all__ = ["Entry", "Outbox", "OutboxSummary", "Storage", "Stored"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A letter for `Outbox.add_many`; the fields are those of `Outbox.add`."""
-
-    kind: str
-    data: Message
-    lane: Lane
-    letter_id: str | None = None
-    latest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +116,14 @@ class Outbox:
             The letter's ULID.
 
         Raises:
-            OutboxError: `oversized`, `outbox_full` or `busy`; the letter was not accepted.
+            OutboxError: `oversized`, `malformed`, `outbox_full` or `busy`; the letter was not accepted.
         """
         return self.add_many([Entry(kind, data, lane, letter_id, latest)])[0]
 
     def add_many(self, entries: Sequence[Entry]) -> list[str]:
         """Store letters in one transaction, all or none; see `add`."""
         try:
-            letters = [_new(entry, self._now()) for entry in entries]
+            letters = [draft(entry, self._now()) for entry in entries]
             with self._store.lock:
                 self._store.bring_back(patient=True)
                 self._put(letters)
@@ -181,6 +167,23 @@ class Outbox:
             if any(lanes.get(lane, (0, 0))[1] != mark for lane, mark in marks.items()):
                 self._store.change("note a receipt", lambda c, _: shelf.receipt(c, epoch, marks, self._now()))
 
+    def id_at(self, lane: Lane, sequence: int) -> str | None:
+        """Id of the letter that stands or stood on a number; None if not known, `losses.NOBODY` if none ever did."""
+        with self._store.looking() as view:
+            parts = [part for part in view.parts(lane) if part.first <= sequence <= part.last]
+            return next((losses.id_at(part.connection, part.epoch, lane, sequence) for part in parts), None)
+
+    def give_up(self, letter: Stored, reason: LossReason) -> bool:
+        """Strike out a letter, by name; False if it is gone, or stands in a file that cannot be written now."""
+
+        def strike(connection: Connection, _: Room) -> bool:
+            row = connection.execute("SELECT * FROM letters WHERE id = ?", (letter.id,)).fetchone()
+            if row is not None:
+                losses.give_up(connection, row, reason)
+            return row is not None
+
+        return self._store.change("give up a letter", strike)
+
     def trim(self) -> int:
         """Housekeeping: give up what waited too long, delete what was receipted long ago; returns how many went."""
 
@@ -206,7 +209,7 @@ class Outbox:
             while self.storage == "disk" and losses.may_report(connection):
                 letter_id = str(ULID())
                 data = losses.next_report(connection, letter_id)
-                new = _new(Entry(losses.KIND, data, "control", letter_id), self._now())
+                new = draft(Entry(losses.KIND, data, "control", letter_id), self._now())
                 shelf.store(connection, new, self._store.age(), room.bounds, room.reason)
                 told.append(letter_id)
             return told
@@ -269,7 +272,7 @@ class Outbox:
         """Close, and leave what is in memory alone to the outbox of the same file that sends."""
         with self._store.lock:
             self._store.bring_back()
-            sender._put([_again(row) for row in self._store.abandon()])
+            sender._store.take_over(self._store)
             self.close()
 
     def close(self) -> None:
@@ -320,19 +323,3 @@ def _of_kind(connections: Sequence[Connection], kind: str) -> list[Row]:
     query = "SELECT id, epoch, lane, sequence, state, data FROM letters WHERE kind = ?"
     rows = [row for connection in connections for row in connection.execute(query, (kind,))]
     return sorted(rows, key=lambda row: str(row["id"]))
-
-
-def _new(entry: Entry, now: float) -> New:
-    text = entry.data.model_dump_json(exclude_none=True, by_alias=True)
-    size = len(text.encode())
-    if (size + _ENVELOPE_OVERHEAD) * 4 // 3 > MAX_LETTER_BYTES:
-        raise OutboxError(
-            f"store a letter {entry.kind} of {size} bytes: more than a letter may carry; send large data by digest",
-            reason="oversized",
-        )
-    letter_id = entry.letter_id or str(ULID())
-    return New(letter_id, entry.kind, entry.lane, text, now, size + ROW_OVERHEAD, entry.latest)
-
-
-def _again(row: Row) -> New:
-    return New(row["id"], row["kind"], row["lane"], row["data"], row["time"], row["bytes"], row["latest"])

@@ -70,6 +70,7 @@ class Postman:
         self._wake = asyncio.Event()
         self._turns = Turns()
         self._highest: dict[Lane, int] = {}
+        self._stuck: str | None = None
         self.round_trip = RoundTrip()
         self.sent = 0
         """Letters given to the link since the start, repetitions included."""
@@ -108,10 +109,17 @@ class Postman:
         self._wake.set()
 
     def resend_from(self, lane: Lane, sequence: int) -> None:
-        """Send again what is still here from `sequence` on."""
+        """Send again what is still here from `sequence` on; without a link it waits for a bundle.
+
+        Raises:
+            OutboxError: if the disk does not do its part.
+        """
         if self._active:
             self._flights[lane] = recalled(self._flights[lane], sequence, time.monotonic())
             self._wake.set()
+        else:
+            outbox = self._post.outbox
+            outbox.receipt({lane: min(outbox.lanes().get(lane, (0, 0))[1], sequence - 1)})
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -135,6 +143,7 @@ class Postman:
     def _pump(self) -> float | None:
         """Send what may be sent; returns when to look again."""
         granted, moving = self._post.granted(), self._post.link.measured().backlog_bytes > 0
+        self._post.link.use_congestion(granted.congestion)
         runs: dict[Lane, Run] = {}
         dues = []
         for lane in LANES:
@@ -204,8 +213,7 @@ class Postman:
         try:
             raw = signed(letter, identity, clock.now(), clock.life(LETTER_LIFE))
         except ContractError as error:
-            # `Outbox.add` lets nothing in that cannot be sent; a file that was tampered with could hold it.
-            log.error("letters.unsendable", letter=letter.id, kind=letter.kind, reason=str(error))
+            self._give_up(letter, error)
             return False
         if not self._post.link.publish(Topic(identity.address, Channel.LETTER, letter.kind).mqtt, raw, urgency):
             return False
@@ -213,3 +221,12 @@ class Postman:
         self.sent_again += letter.sequence <= self._highest[letter.lane]
         self._highest[letter.lane] = max(self._highest[letter.lane], letter.sequence)
         return True
+
+    def _give_up(self, letter: Stored, error: ContractError) -> None:
+        """`Outbox.add` lets nothing in that cannot be sent; a file that is older, or was changed, may hold it."""
+        if self._post.outbox.give_up(letter, "unsendable"):
+            self._wake.set()  # for those behind it
+        elif letter.id == self._stuck:
+            return  # said already; it waits for the disk
+        self._stuck = letter.id
+        log.error("letters.unsendable", letter=letter.id, kind=letter.kind, reason=str(error))

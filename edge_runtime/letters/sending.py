@@ -30,10 +30,12 @@ class Grant:
     Attributes:
         window: letters of a lane on their way at most.
         bulk: whether that lane moves, only while no other has anything to send, or not at all.
+        congestion: how TCP finds its rate.
     """
 
     window: int = MAX_WINDOW
     bulk: Literal["moves", "yields", "held"] = "moves"
+    congestion: Literal["system", "bbr"] = "system"
 
 
 @dataclass(frozen=True, slots=True)

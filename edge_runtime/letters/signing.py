@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from edge_runtime.identity import Identity
 from edge_runtime.letters.reading import Stored
+from schemas.errors import MessageError
 from schemas.events import Untyped, utc
 from schemas.letters import Place, write_up
 
@@ -16,14 +17,17 @@ def signed(letter: Stored, identity: Identity, now: datetime, life: timedelta) -
     Raises:
         ContractError: if the letter cannot be sent; `Outbox.add` lets none in, but its file may have been changed.
     """
-    return write_up(
-        letter.kind,
-        Untyped.model_validate_json(letter.data),
-        Place(letter.epoch, letter.lane, letter.sequence, letter.floor),
-        letter_id=letter.id,
-        address=identity.address,
-        platform=identity.platform,
-        time=min(utc(letter.time), now),  # a clock that was wrong then may be right now
-        expires=now + life,
-        signer=identity.signer,
-    )
+    try:
+        return write_up(
+            letter.kind,
+            Untyped.model_validate_json(letter.data),
+            Place(letter.epoch, letter.lane, letter.sequence, letter.floor),
+            letter_id=letter.id,
+            address=identity.address,
+            platform=identity.platform,
+            time=min(utc(letter.time), now),  # a clock that was wrong then may be right now
+            expires=now + life,
+            signer=identity.signer,
+        )
+    except (ValueError, OverflowError, OSError) as error:
+        raise MessageError(f"letter {letter.id} {letter.kind} cannot be signed: {error}") from error

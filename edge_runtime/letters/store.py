@@ -137,6 +137,7 @@ class Store:
         if self._boat is not None:
             self._recover(self._boat)
             self._boat.reserve()
+            self._keep_apart(self._boat)
 
     @contextmanager
     def looking(self) -> Iterator[View]:
@@ -163,7 +164,7 @@ class Store:
             assert self.annex is not None
             with transaction(self.annex.connection) as connection:
                 result = work(connection, self._memory_room)
-            if self._boat is not None:
+            if self._boat is not None and not self.annex.apart:
                 self._boat.save(self.annex.manifest())
             return result
 
@@ -200,6 +201,20 @@ class Store:
             log.info("outbox.on_disk", letters=len(annex.letters()))
             annex.connection.close()
             self.annex, self.problem = None, None
+
+    def take_over(self, other: Store) -> None:
+        """What is in the memory alone of a store of the same file that does not send."""
+        with self.lock:
+            annex = other.annex
+            if annex is None:
+                return
+
+            def take(connection: Connection, room: Room) -> None:
+                offset = self._offset if self.annex is None else self.annex.offset
+                join(connection, annex, offset, room.bounds, room.reason)
+
+            self.change("take letters over", take)
+            other.abandon()
 
     def abandon(self) -> list[Row]:
         """Letters that wait in memory alone, which somebody else stores, or which are lost."""
@@ -246,11 +261,22 @@ class Store:
         if manifest is None or self._moved_back(manifest.annex):
             return
         resumed = Annex.resume(manifest, self._offset)
-        log.error("outbox.letters_lost_in_memory", epoch=manifest.epoch, lanes=manifest.lanes)
+        (lost,) = resumed.connection.execute("SELECT value FROM counters WHERE name = 'dropped'").fetchone()
+        if lost:
+            log.error("outbox.letters_lost_in_memory", letters=lost, epoch=manifest.epoch, lanes=manifest.lanes)
         if self.annex is not None:
             self.annex.connection.close()
         self.annex = resumed
         self.bring_back()
+
+    def _keep_apart(self, boat: Boat) -> None:
+        """On a disk that takes nothing at all, the last process may have given numbers that nobody knows of.
+
+        An epoch that began just now has none such.
+        """
+        annex = self.annex
+        if annex is not None and annex.epoch != self._known[0] and not boat.save(annex.manifest()):
+            annex.keep_apart()
 
     def _moved_back(self, annex: str) -> bool:
         with self.database.reading() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -155,3 +156,32 @@ async def test_the_kernel_tells_what_it_holds(pair) -> None:
     await until(lambda: pair.connection.facts().segments >= 1)
     await pair.read(1)
     await until(lambda: pair.connection.backlog == 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel is not asked")
+async def test_the_kernel_finds_the_rate_as_wished_and_then_as_before(pair, monkeypatch) -> None:
+    before = sockets.congestion(pair.near)
+    assert pair.connection.congestion == before
+    asked = []
+
+    def use(connection: socket.socket, name: str) -> None:
+        asked.append(name)
+        # In the place of BBR one that every kernel has and allows.
+        sockets_use(connection, "reno" if len(asked) == 1 else name)
+
+    sockets_use = sockets.use_congestion
+    monkeypatch.setattr(sockets, "use_congestion", use)
+    for _ in range(2):
+        pair.connection.use_congestion("bbr")
+        assert pair.connection.congestion == sockets.congestion(pair.near) == "reno"
+    for _ in range(2):
+        pair.connection.use_congestion("system")
+        assert pair.connection.congestion == sockets.congestion(pair.near) == before
+    assert asked == ["bbr", before], "once per change"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel is not asked")
+async def test_a_kernel_without_the_wished_way_goes_on_as_before(pair) -> None:
+    before = sockets.congestion(pair.near)
+    sockets.use_congestion(pair.near, "no-such-way")
+    assert sockets.congestion(pair.near) == before

@@ -43,6 +43,8 @@ def test_decisions_are_kept_for_a_moment_and_made_anew_after_it() -> None:
     scene.now += 3
     assert scene.conduct.decisions().quality == "poor"
     assert scene.conduct.grant().bulk == "yields"
+    assert scene.conduct.grant().congestion == "bbr"
+    assert scene.conduct.explanation()["decisions"]["congestion"]["value"] == "bbr"
 
 
 def test_time_offline_counts_from_the_last_answer() -> None:
@@ -90,6 +92,9 @@ def test_a_running_agent_has_the_word(tmp_path) -> None:
     text = as_text(found)
     assert "is metered" in text
     assert "loss_ratio         0.25" in text
+    held = {"since": "2030-01-01T00:00:00Z", "message": "two letters have number 3"}
+    file.write({"pid": os.getpid(), "suspended": held}, {"explanation": scene.conduct.explanation()})
+    assert "two letters have number 3" in as_text(explanation(EdgeSettings(state=tmp_path)))
     file.write({"pid": 2**22 + 1}, {"explanation": scene.conduct.explanation()})
     assert explanation(EdgeSettings(state=tmp_path))["source"] == "computed"
 

@@ -30,6 +30,26 @@ def test_a_mark_counts_if_the_letter_there_is_the_one_that_was_written_here(outb
     assert foreign_marks(outbox, outbox.lanes(), {"control": 1, "normal": 0}, {}) == {"control": 1}
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_letter_that_was_given_up_is_known_by_its_name_all_the_same(outbox: Outbox, told: bool) -> None:
+    outbox.add("sample", Untyped(), "normal")
+    gone = outbox.add("sample", Untyped(), "normal", latest="door")
+    outbox.add("sample", Untyped(), "normal", latest="door")
+    if told:
+        assert outbox.report_losses()
+    heads: dict[Lane, str] = {"normal": gone}
+    assert foreign_marks(outbox, outbox.lanes(), {"normal": 2}, heads) == {}
+    assert foreign_marks(outbox, outbox.lanes(), {"normal": 2}, {"normal": "another"}) == {"normal": 2}
+    assert foreign_marks(outbox, outbox.lanes(), {"normal": 2}, {}) == {}
+
+
+def test_to_look_at_a_mark_sends_nothing(outbox: Outbox) -> None:
+    outbox.add("sample", Untyped(), "normal", latest="door")
+    assert foreign_marks(outbox, outbox.lanes(), {"normal": 1}, {"normal": "another"}) == {"normal": 1}
+    outbox.add("sample", Untyped(), "normal", latest="door")
+    assert outbox.summary().superseded == 1
+
+
 def test_what_was_receipted_before_is_not_doubted_again(outbox: Outbox) -> None:
     for _ in range(4):
         outbox.add("sample", Untyped(), "normal")

@@ -108,3 +108,12 @@ def test_status_is_written_on_news_and_told_to_people(tmp_path) -> None:
     path.write_text("{")
     with pytest.raises(ConfigError):
         read_status(path)
+
+
+def test_status_tells_of_a_quarantine_and_what_to_do() -> None:
+    held = {"since": "2030-01-01T00:00:00Z", "message": "two letters have number 3"}
+    status = {"running": True, "fleet": "a", "device": "b", "connected": True}
+    text = as_text(status | {"suspended": held})
+    assert "a/b: connected, in quarantine\n  quarantine    since 2030-01-01T00:00:00Z: two letters have" in text
+    assert "`causeway device release b --fleet a`" in text
+    assert "quarantine" not in as_text(status | {"suspended": None})

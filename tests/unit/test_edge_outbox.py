@@ -5,6 +5,7 @@ import multiprocessing
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_runtime.errors import OutboxError
@@ -30,6 +31,34 @@ def test_a_letter_survives_a_restart_with_its_place(bench) -> None:
     assert (letter.id, letter.epoch, letter.sequence, letter.floor) == (letter_id, epoch, 1, 1)
     assert json.loads(letter.data) == {"number": 7}
     assert bench.path.stat().st_mode & 0o777 == 0o600
+
+
+def deep(levels: int) -> object:
+    return [deep(levels - 1)] if levels else 1
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (
+            {"temp_c": [1.0, float("nan")]},
+            r"data\.temp_c\.1 is nan, which JSON has no number for; leave it out or send null",
+        ),
+        ({"a": {"b": -float("inf")}, "c": None}, r"data\.a\.b is -inf"),
+        ({"mean": np.float64("inf")}, r"data\.mean is inf"),
+        ({"mean": np.float32(1)}, "send plain numbers, texts, lists and mappings"),
+        ({"text": "\ud800"}, "surrogates not allowed"),
+        ({"deep": deep(199)}, "recursion limit"),
+        ({"long": 10**4_301}, "number out of range"),
+    ],
+)
+def test_what_json_cannot_carry_is_refused(bench, data, reason) -> None:
+    with pytest.raises(OutboxError, match=f"^store a letter sample: .*{reason}") as caught:
+        bench.outbox.add_many([Entry("sample", Untyped(), "normal"), Entry("sample", Untyped(**data), "normal")])
+    assert caught.value.reason == "malformed"
+    assert bench.outbox.summary().waiting.letters == 0
+    bench.add(none=None, null="null", deep=deep(190), long=10**4_000)
+    assert bench.sequences() == [1]
 
 
 def test_lanes_count_for_themselves(bench) -> None:

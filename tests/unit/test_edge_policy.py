@@ -93,21 +93,21 @@ def test_a_longer_way_is_never_a_better_class(one, other, before) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quality", "window", "heartbeat_s", "pieces", "bulk"),
+    ("quality", "window", "heartbeat_s", "pieces", "bulk", "congestion"),
     [
-        ("excellent", 128, 30, 1_048_576, "moves"),
-        ("good", 96, 30, 524_288, "moves"),
-        ("fair", 64, 45, 262_144, "moves"),
-        ("poor", 32, 75, 65_536, "yields"),
-        ("offline", 32, 30, 65_536, "held"),
+        ("excellent", 128, 30, 1_048_576, "moves", "system"),
+        ("good", 96, 30, 524_288, "moves", "system"),
+        ("fair", 64, 45, 262_144, "moves", "system"),
+        ("poor", 32, 75, 65_536, "yields", "bbr"),
+        ("offline", 32, 30, 65_536, "held", "system"),
     ],
 )
-def test_what_each_class_grants(quality, window, heartbeat_s, pieces, bulk) -> None:
+def test_what_each_class_grants(quality, window, heartbeat_s, pieces, bulk, congestion) -> None:
     worst = {"excellent": 0.05, "good": 0.3, "fair": 1.0, "poor": 9.0, "offline": 0.05}[quality]
     found = decide(replace(WELL, round_trip_s=worst, answered=quality != "offline"))
     assert (found.quality, found.window, found.heartbeat_s) == (quality, window, heartbeat_s)
-    assert (found.pieces_bytes, found.bulk) == (pieces, bulk)
-    assert set(found.reasons) == {"quality", "mode", "window", "heartbeat_s", "pieces_bytes", "bulk"}
+    assert (found.pieces_bytes, found.bulk, found.congestion) == (pieces, bulk, congestion)
+    assert set(found.reasons) == {"quality", "mode", "window", "heartbeat_s", "pieces_bytes", "bulk", "congestion"}
 
 
 PROFILED = {

@@ -41,12 +41,32 @@ def test_every_profile_shows(profile) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [{"BATTERY": "101"}, {"BATTERY": "full"}, {"CHARGING": "maybe"}, {"THERMAL": "nan"}, {"CAUSEWAY_PROFILE": "fast"}],
+    ("name", "value", "expected"),
+    [
+        ("BATTERY", "101", "expected a number from 0 to 100"),
+        ("BATTERY", "full", "expected a number from 0 to 100"),
+        ("BATTERY", "-1", "expected a number from 0 to 100"),
+        ("CHARGING", "maybe", "expected true or false"),
+        ("NETWORK_METERED", "some", "expected true or false"),
+        ("THERMAL", "nan", "expected a number from -40 to 150, or one of cool, normal, warm, hot, critical"),
+        ("THERMAL", "boiling", "expected a number from -40 to 150, or one of cool, normal, warm, hot, critical"),
+        ("MEMORY_GB", "0", "expected a number from 0.01 to 16384"),
+        ("MEMORY_GB", "4GB", "expected a number from 0.01 to 16384"),
+        (
+            "NETWORK_TYPE",
+            "pigeon",
+            "expected one of 2g, 3g, 4g, 5g, cellular, ethernet, lte, unknown, vpn, wifi",
+        ),
+        (
+            "CAUSEWAY_PROFILE",
+            "fast",
+            "expected one of balanced, battery_save, low_ram, performance, thermal_throttle",
+        ),
+    ],
 )
-def test_an_override_that_makes_no_sense_is_named(environment) -> None:
-    with pytest.raises(ConfigError, match=next(iter(environment))):
-        read_overrides(environment)
+def test_an_override_that_makes_no_sense_is_named_with_what_is_allowed(name, value, expected) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"read {name}={value!r}: {expected}")):
+        read_overrides({name: value})
 
 
 def test_a_battery_at_zero_is_not_a_missing_battery(tmp_path, monkeypatch) -> None:
@@ -116,8 +136,14 @@ def test_a_data_set_counts_once_its_file_is_there(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[datasetz]", "datasetz: there is no such name; known are carriers, datasets, estimators, heartbeat_s"),
-        ("[limits]\nmax_cpu = 3", "limits.max_cpu: there is no such name; known are bulk_on_metered, max_act"),
+        (
+            "[datasetz]",
+            "datasetz: there is no such name (did you mean datasets?); known are carriers, datasets, estimators",
+        ),
+        (
+            "[limits]\nmax_cpu = 3",
+            "limits.max_cpu: there is no such name (did you mean max_cpu_percent?); known are bulk_on_metered, max_act",
+        ),
         ("stat = 1\n[limits]\nmax_cpu = 3", "tasks, training; known are carriers, datasets"),
         ("[neighbours]\npeers = ['here']", "'here' is not of the form host:port"),
     ],
