@@ -26,8 +26,9 @@ test: $(VENV)/.dev ## Run all tests against real servers
 test-quick: $(VENV)/.dev ## Run the tests that need no server, and check that they cover the core
 	$(BIN)/python -m pytest tests/unit tests/contract --cov --cov-report=term $(PYTEST)
 
-test-long: $(VENV)/.dev ## Every crash point and power cut, and many more inputs; a quarter of an hour
-	CAUSEWAY_LONG=1 $(BIN)/python -m pytest tests/power tests/fuzz tests/integration/test_courier_crash_points.py $(PYTEST)
+test-long: fuzz ## Every crash point and power cut, and over a million damaged inputs; 20 minutes
+	LONG_TESTS=1 $(BIN)/python -m pytest tests/power tests/fuzz \
+		tests/integration/test_courier_crash_points.py tests/integration/test_edge_slow_link.py $(PYTEST)
 
 chaos: $(VENV)/.dev ## 50 devices, 120,000 letters, everything killed and cut; writes chaos-report.json
 	$(BIN)/python -m tests.chaos --report chaos-report.json $(CHAOS)

@@ -1,10 +1,12 @@
-"""Writes the reference pages: `python -m causeway.reference` makes `docs/cli.md` and `docs/settings.md` anew."""
+"""Writes the reference pages in `docs/` anew, of both commands and of all settings: `python -m causeway.reference`."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -15,6 +17,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from causeway.cli.main import app
+from edge_runtime.cli import make_parser
 from edge_runtime.settings import (
     CarrierSettings,
     EdgeSettings,
@@ -28,7 +31,11 @@ from services.kit.settings import BusSettings, HttpSettings, Settings, StoreSett
 from services.registry.settings import RegistrySettings
 
 _TABLES: list[tuple[str, str, type[BaseModel]]] = [
-    ("The platform: `settings.toml`", "Overridden by `CAUSEWAY_NAME`.", Settings),
+    (
+        "The platform: `settings.toml`",
+        "Overridden by `CAUSEWAY_NAME`. Unknown names are refused, in the file and in the environment.",
+        Settings,
+    ),
     ("`[bus]`", "Overridden by `CAUSEWAY_BUS__NAME`.", BusSettings),
     ("`[store]`", "Overridden by `CAUSEWAY_STORE__NAME`.", StoreSettings),
     ("`[http]`", "Overridden by `CAUSEWAY_HTTP__NAME`.", HttpSettings),
@@ -48,6 +55,35 @@ def cli_page() -> str:
     command = get_command(app)
     page = get_docs_for_click(obj=command, ctx=typer.Context(command), name="causeway")
     return f"{page.strip()}\n"
+
+
+def edge_cli_page() -> str:
+    """Every verb of a device's command with its options; not argparse's own text, which differs between Pythons."""
+    return "\n".join(["# `causeway-edge`", *_verb(make_parser())]) + "\n"
+
+
+def _verb(parser: argparse.ArgumentParser) -> Iterator[str]:
+    verbs = next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)  # noqa: SLF001
+    own = [action for action in parser._actions if action is not verbs]  # noqa: SLF001
+    options = [action for action in own if action.option_strings]
+    places = [action for action in own if not action.option_strings]
+    if parser.description:
+        yield from ("", parser.description.strip())
+    last = "VERB [ARGS]..." if verbs else " ".join(action.dest.upper() for action in places)
+    yield from ("", "**Usage**:", "", "```console", f"$ {parser.prog} [OPTIONS] {last}".rstrip(), "```")
+    if places:
+        yield from ("", "**Arguments**:", "")
+        yield from (f"* `{action.dest.upper()}`: {action.help}  [required]" for action in places)
+    yield from ("", "**Options**:", "")
+    for action in options:
+        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+        yield f"* `{', '.join(action.option_strings)}{value}`: {action.help}"
+    if parser.epilog:
+        yield from ("", "```text", parser.epilog.strip(), "```")
+    helps = {action.dest: action.help for action in verbs._choices_actions} if verbs else {}  # noqa: SLF001
+    for name, inner in (verbs.choices if verbs else {}).items():
+        yield from ("", f"## `{inner.prog}`", "", f"{str(helps[name]).capitalize()}.")
+        yield from _verb(inner)
 
 
 def settings_page() -> str:
@@ -71,7 +107,7 @@ def _row(name: str, field: FieldInfo, meaning: str) -> str:
     elif isinstance(field.default, BaseModel):
         default = "see its table"
     else:
-        default = f"`{field.default!r}`"
+        default = f"`{str(field.default) if isinstance(field.default, Path) else field.default!r}`"
     return f"| `{name}` | {kind.replace('|', 'or')} | {default} | {meaning.replace('|', 'or')} |"
 
 
@@ -91,7 +127,7 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+PAGES = {"cli.md": cli_page, "edge-cli.md": edge_cli_page, "settings.md": settings_page}
 
 
 def main() -> None:

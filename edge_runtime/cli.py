@@ -1,6 +1,6 @@
 """`causeway-edge`: enrol a device, run its agent, ask how it is.
 
-Exit codes: 1 failed or not running, 2 usage, 3 not found, 4 refused, 5 unreachable.
+Exit codes: 1 failed or not running, 2 usage, 3 not found, 4 refused or in quarantine, 5 unreachable.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edge_runtime.version import VERSION
 USAGE, NOT_FOUND, REFUSED, UNREACHABLE, FAILED = 2, 3, 4, 5, 1
 _OF_REASON = {"no_folder": USAGE, "nothing_there": NOT_FOUND}
 STATUS_POLL_S = 0.2
+MAX_WAIT_S = 86_400.0
 DEFAULT_CONFIG = Path("edge.toml")
 _EXAMPLES = """examples:
   causeway-edge enrol cam-1.token        become device cam-1; the operator made the token
@@ -41,7 +42,7 @@ Settings are read from edge.toml in the working folder, or from --config; withou
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         settings = _settings(options.config)
@@ -70,7 +71,8 @@ def exit_code(error: EdgeError) -> int:
     return USAGE if isinstance(error, ConfigError) else _OF_REASON.get(error.reason, FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Every verb with its options; `docs/edge-cli.md` is written from it."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="causeway-edge", description=__doc__, epilog=_EXAMPLES, formatter_class=shape)
     parser.add_argument("--version", action="version", version=f"causeway-edge {VERSION}")
@@ -80,11 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     enrol = verbs.add_parser("enrol", parents=[common], help="become a device of a platform, with a token")
     enrol.add_argument("token", type=Path, help="file that `causeway device enrol` wrote")
     enrol.add_argument("--again", action="store_true", help="enrol anew with the same keys")
-    enrol.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the welcome (default: 60)")
+    enrol.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="wait at most S seconds for the welcome (default: 60)",
+    )
     enrol.add_argument("--json", action="store_true", help="print the result as JSON")
     verbs.add_parser("run", parents=[common], help="run the agent until stopped")
     status = verbs.add_parser("status", parents=[common], help="show how the agent on this device is doing")
-    status.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait at most S seconds for a connection")
+    status.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="S", help="wait at most S seconds for a connection"
+    )
     status.add_argument("--json", action="store_true", help="print everything as JSON")
     explain = verbs.add_parser("explain", parents=[common], help="say what the device decides at present, and why")
     explain.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -102,6 +112,16 @@ def _bundle_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser], co
         verb = directions.add_parser(direction, parents=[common], help=text)
         verb.add_argument("folder", type=Path, help="a mounted stick, or any folder; `causeway` in it is used")
         verb.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MAX_WAIT_S:
+        raise argparse.ArgumentTypeError(f"expected seconds from 0 to {MAX_WAIT_S:g}, as 10, got {text[:60]!r}")
+    return value
 
 
 def _settings(config: Path | None) -> EdgeSettings:
@@ -162,6 +182,8 @@ def _bundle(settings: EdgeSettings, options: argparse.Namespace) -> int:
     verb = command.export if options.direction == "export" else command.take
     told = verb(settings, options.folder.absolute())
     print(json.dumps(told.facts) if options.json else told.text)
+    if told.refused:
+        return REFUSED
     return 0 if told.whole else FAILED
 
 
@@ -180,5 +202,7 @@ def _status(settings: EdgeSettings, options: argparse.Namespace) -> int:
                 break
         time.sleep(STATUS_POLL_S)
     print(json.dumps(status, indent=2) if options.json else as_text(status))
+    if status["running"] and status.get("suspended"):
+        return REFUSED
     healthy = status["running"] and (status.get("connected") or not options.wait)
     return 0 if healthy else FAILED

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import time
 from collections.abc import Callable
@@ -24,9 +23,11 @@ from edge_runtime.letters.greeting import greeting
 from edge_runtime.letters.heads import foreign_marks
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.mailroom import Desk, Mailroom, check_generation
+from edge_runtime.letters.newest import NewestReceipt
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.letters.postman import Post, Postman
 from edge_runtime.letters.sending import Grant
+from edge_runtime.letters.standing import Standing
 from edge_runtime.letters.states import StateDesk
 from edge_runtime.link import Callbacks, Dial, Endpoint, Link, Measured
 from edge_runtime.logs import Log
@@ -49,11 +50,8 @@ HELLO_ROUND_TRIPS = 2
 MAX_HELLO_AGAIN_S = 30.0
 HELLO_ANYWAY_S = 300.0
 
-
 CARRIED_SESSION = "carried_session"
 """Fact: the session that bundles of this device speak in, for good."""
-CARRIED_RECEIPT = "carried_receipt"
-"""Fact: generation and revision of the newest receipt that came by carrier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +115,12 @@ class Line:
                 now=self._past,
                 got=self.states.got,
                 report=premises.report,
-                ask_trust=self._ask_trust,
+                ask_trust=lambda: self.trust.ask(),  # noqa: PLW0108 - it is set later
             )
         )
+        self._newest = NewestReceipt(premises.inbox)
         self.trust: TrustKeeper
+        self.standing = Standing()
         self.session = str(ULID())
         self.answered = False
         """Whether this session's hello has its receipt; nothing else is sent before."""
@@ -186,9 +186,6 @@ class Line:
     def _drained(self) -> None:
         self.states.flush()
         self.postman.wake()
-
-    def _ask_trust(self) -> None:
-        self.trust.ask()
 
     def _dial(self) -> Dial:
         identity = self._premises.identity()
@@ -310,7 +307,8 @@ class Line:
             check_down(letter, identity.address, identity.platform, self._past())
             if letter.data.session == premises.inbox.fact(CARRIED_SESSION):
                 self._apply_carried(letter)
-            else:
+            elif letter.data.session == self.session:
+                self._newest.by_link(letter)
                 self._apply(letter.data)
         except TrustError as error:
             if error.reason == "unknown_key":
@@ -336,7 +334,9 @@ class Line:
 
     def _apply(self, receipt: Receipt) -> None:
         outbox = self._premises.outbox
-        if receipt.session != self.session or receipt.epoch != outbox.epoch:
+        if receipt.session == self.session:
+            self.standing.learn(receipt)
+        if receipt.epoch != outbox.epoch:
             return
         lanes = outbox.lanes()
         # A receipt is whole: a lane that it does not name was never heard of, or is forgotten.
@@ -359,23 +359,20 @@ class Line:
         self._premises.on_answered()
 
     def _apply_carried(self, letter: DownLetter[Receipt]) -> None:
-        """A receipt that came by carrier may be old, and overtaken by others."""
-        inbox, outbox, receipt = self._premises.inbox, self._premises.outbox, letter.data
-        order = (letter.generation, letter.revision)
-        newest = json.loads(inbox.fact(CARRIED_RECEIPT) or "[-1, -1]")
-        if order <= tuple(newest) or receipt.epoch != outbox.epoch:
+        outbox, receipt = self._premises.outbox, letter.data
+        if not self._newest.is_newer(letter) or receipt.epoch != outbox.epoch:
             return
         lanes = outbox.lanes()
         above = foreign_marks(outbox, lanes, receipt.marks, receipt.heads)
         if above:
             self._start_over(above)
         else:
-            marks = {lane: mark for lane, mark in receipt.marks.items() if mark > lanes.get(lane, (0, 0))[1]}
+            marks: dict[Lane, int] = dict.fromkeys(lanes, 0) | receipt.marks
             outbox.receipt(marks)
             if self.answered:
                 self.postman.receipt(marks)
             log.info("line.carried_receipt", marks=receipt.marks)
-        inbox.remember(CARRIED_RECEIPT, json.dumps(order))
+        self._newest.by_carrier(letter)
 
     def _start_over(self, above: dict[Lane, int]) -> None:
         """The courier has letters of this epoch that this outbox never wrote: its disk was restored from an image."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ _ROUTES = Path("/proc/net/route")
 _PLAUSIBLE_C = (-40.0, 150.0)
 _WORDS_C = {"cool": 35.0, "normal": 45.0, "warm": 60.0, "hot": 75.0, "critical": 90.0}
 CELLULAR = frozenset({"cellular", "2g", "3g", "4g", "5g", "lte"})
+NETWORKS = CELLULAR | {"ethernet", "wifi", "vpn", "unknown"}
 _PREFIXES = (("wl", "wifi"), ("ww", "cellular"), ("ppp", "cellular"), ("rmnet", "cellular"), ("e", "ethernet"))
 _VIRTUAL = ("tun", "wg", "tap")
 
@@ -74,13 +75,11 @@ def read_overrides(environment: Mapping[str, str]) -> Overrides:
     Raises:
         ConfigError: naming the variable whose value makes no sense.
     """
-    name = environment.get("CAUSEWAY_PROFILE", "")
-    if name and name not in PROFILES:
-        raise ConfigError(f"read CAUSEWAY_PROFILE={name!r}: known profiles are {', '.join(sorted(PROFILES))}")
+    name = _word(environment, "CAUSEWAY_PROFILE", PROFILES)
     base = PROFILES.get(name, Overrides())
-    percent = _number(environment, "BATTERY", 0, 100)
+    percent = _number(environment, "BATTERY", 0, 100, "%")
     memory = _number(environment, "MEMORY_GB", 0.01, 1 << 14)
-    network = environment.get("NETWORK_TYPE", "").strip().lower()[:64]
+    network = _word(environment, "NETWORK_TYPE", NETWORKS)
     temp = _temperature(environment)
     charging = _truth(environment, "CHARGING")
     return Overrides(
@@ -208,8 +207,17 @@ def _float(path: Path) -> float | None:
         return None
 
 
-def _number(environment: Mapping[str, str], name: str, low: float, high: float) -> float | None:
-    text = environment.get(name, "").strip().rstrip("%")
+def _word(environment: Mapping[str, str], name: str, known: Iterable[str]) -> str:
+    text = environment.get(name, "").strip().lower()
+    if text and text not in known:
+        raise ConfigError(f"read {name}={environment[name]!r}: expected one of {', '.join(sorted(known))}")
+    return text
+
+
+def _number(
+    environment: Mapping[str, str], name: str, low: float, high: float, unit: str = "", words: Iterable[str] = ()
+) -> float | None:
+    text = environment.get(name, "").strip().removesuffix(unit)
     if not text:
         return None
     try:
@@ -217,7 +225,8 @@ def _number(environment: Mapping[str, str], name: str, low: float, high: float) 
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise ConfigError(f"read {name}={environment[name]!r}: expected a number from {low:g} to {high:g}")
+        or_word = f", or one of {', '.join(words)}" if words else ""
+        raise ConfigError(f"read {name}={environment[name]!r}: expected a number from {low:g} to {high:g}{or_word}")
     return value
 
 
@@ -234,4 +243,4 @@ def _truth(environment: Mapping[str, str], name: str) -> bool | None:
 
 def _temperature(environment: Mapping[str, str]) -> float | None:
     word = environment.get("THERMAL", "").strip().lower()
-    return _WORDS_C[word] if word in _WORDS_C else _number(environment, "THERMAL", -40, 150)
+    return _WORDS_C[word] if word in _WORDS_C else _number(environment, "THERMAL", -40, 150, words=_WORDS_C)

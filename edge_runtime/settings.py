@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from edge_runtime.errors import ConfigError
 from schemas.ids import PEER, EntryPoint, Identifier
 from schemas.ota import Stage
-from schemas.wording import problems
+from schemas.wording import setting_problems
 
 MB = 1 << 20
 
 
 DAY_S = 86_400.0
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 class LaneLimits(BaseModel):
@@ -104,7 +108,7 @@ class EdgeSettings(BaseModel):
     """Relative to the settings file."""
     heartbeat_s: float | None = Field(None, ge=0.2, le=3_600)
     """Absent: as the platform wishes (30 s)."""
-    log_level: str = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
     url: str | None = None
     """Overrides the broker's address of the token, for a device behind a forwarder: `mqtts://host:port`."""
     tls_hostname: str | None = None
@@ -124,22 +128,6 @@ class EdgeSettings(BaseModel):
     """Trainable models that the owner installs: `name@1 = "package.module:Class"`."""
 
 
-def _known(error: ValidationError) -> str:
-    """The names that there are, for whoever misspelt one."""
-    places = {problem["loc"][:-1] for problem in error.errors() if problem["type"] == "extra_forbidden"}
-    told = ""
-    for place in sorted(places, key=str):
-        known: type[BaseModel] = EdgeSettings
-        for name in place:
-            inner = known.model_fields[str(name)].annotation
-            assert isinstance(inner, type), "only tables of settings refuse names"
-            assert issubclass(inner, BaseModel), "only tables of settings refuse names"
-            known = inner
-        where = f" in [{'.'.join(map(str, place))}]" if place and len(places) > 1 else ""
-        told += f"; known{where} are {', '.join(sorted(known.model_fields))}"
-    return told
-
-
 def load_settings(path: Path) -> EdgeSettings:
     """Read a settings file; relative paths in it count from its folder.
 
@@ -150,11 +138,12 @@ def load_settings(path: Path) -> EdgeSettings:
         values = tomllib.loads(path.read_text())
         settings = EdgeSettings(**values)
     except OSError as error:
-        raise ConfigError(f"read settings {path}: {error.strerror}; write one or pass --config") from error
+        hint = f"name the file in it, as {path / 'edge.toml'}" if path.is_dir() else "write one or pass --config"
+        raise ConfigError(f"read settings {path}: {error.strerror}; {hint}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"read settings {path}: not TOML: {error}") from error
     except ValidationError as error:
-        raise ConfigError(f"read settings {path}: {problems(error)}{_known(error)}") from error
+        raise ConfigError(f"read settings {path}: {setting_problems(error, EdgeSettings)}") from error
     base = path.parent
     carriers = settings.carriers
     if carriers.folder is not None:

@@ -73,7 +73,9 @@ def as_text(status: dict[str, Any]) -> str:
     state = "connected" if status.get("connected") else f"not connected ({status.get('problem') or 'starting'})"
     if not status["running"]:
         state = "not running; start it with `causeway-edge run`"
-    lines.append(f"{status.get('fleet')}/{status.get('device')}: {state}")
+    held = status.get("suspended")
+    lines.append(f"{status.get('fleet')}/{status.get('device')}: {state}{', in quarantine' if held else ''}")
+    lines += suspension(status)
     lines.append(f"  platform      {status.get('platform')} at {status.get('url')}")
     lines.append(
         f"  outbox        {outbox.get('waiting', 0)} waiting, {outbox.get('kept', 0)} receipted and kept, "
@@ -97,6 +99,20 @@ def as_text(status: dict[str, Any]) -> str:
     lines.append(f"  credentials   until {status.get('credentials_expire')}")
     lines.append(f"  as of         {status.get('updated')}")
     return "\n".join(lines)
+
+
+def suspension(status: Mapping[str, Any]) -> list[str]:
+    """Why the platform takes no letters of this device, and what to do; nothing if it takes them."""
+    held = status.get("suspended")
+    if not held:
+        return []
+    release = f"causeway device release {status.get('device')} --fleet {status.get('fleet')}"
+    return [
+        f"  quarantine    since {held['since']}: {held['message']}",
+        "  what to do    letters wait here until it ends. If this device is to stay, switch the other one off; then",
+        f"                `{release}` at the platform.",
+        "                If it is the copy, empty its state folder and enrol it with a token of its own",
+    ]
 
 
 def _why(status: Mapping[str, Any], carriers: Mapping[str, Any]) -> str:

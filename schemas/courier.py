@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from schemas.depot import TrustState
 from schemas.events import Lane, Message
-from schemas.ids import Count, Ulid, Word
+from schemas.ids import Count, Line, Ulid, Word
 
 Marks = Annotated[dict[Lane, Count], Field(max_length=3)]
 """Highest sequence per lane; a lane that never spoke is absent."""
@@ -48,7 +48,7 @@ class Got(Message):
     ids: Annotated[list[Ulid], Field(min_length=1, max_length=MAX_GOT)]
 
 
-LossReason = Literal["evicted", "expired", "superseded", "renumbered", "disk"]
+LossReason = Literal["evicted", "expired", "superseded", "renumbered", "disk", "unsendable"]
 
 
 class LostLetter(Message):
@@ -81,6 +81,13 @@ class Losses(Message):
     losses: Annotated[list[Loss], Field(min_length=1, max_length=64)]
 
 
+class Suspension(Message):
+    """Why the letters of a device are not taken for now."""
+
+    since: AwareDatetime
+    message: Line
+
+
 class Receipt(Message):
     """Everything up to these marks is stored in IN. Signed by the courier, bound to one session."""
 
@@ -90,3 +97,5 @@ class Receipt(Message):
     heads: Heads = {}
     """The letter at each mark, where the courier knows it: a device that holds another one under that number never sent
     what the mark counts, so its letters up to the mark still wait (decision 0016)."""
+    suspended: Suspension | None = None
+    """The device is in quarantine: nothing beyond the marks is stored until an operator decides."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.ids import DIGEST, ENTRY_POINT, HOST, IDENTIFIER, IDENTIFIER_RULE, PEER, ULID, VERSION, WORD
@@ -37,12 +38,53 @@ def sentence(found: Sequence[ErrorDetails], whole: str = "value") -> str:
     return f"{shown}; and {rest} more" if rest > 0 else shown
 
 
+def setting_problems(error: ValidationError, settings: type[BaseModel], others: Iterable[str] = ()) -> str:
+    """As `problems`; for each name that there is not, the nearest one and all that there are.
+
+    Args:
+        error: of reading a file of settings.
+        settings: model of the whole file, whose tables are models themselves.
+        others: tables of the file that are read by themselves.
+    """
+    tables: dict[tuple[int | str, ...], Sequence[str]] = {}
+    found: list[ErrorDetails] = []
+    for problem in error.errors(include_url=False):
+        if problem["type"] == "extra_forbidden":
+            place, name = problem["loc"][:-1], str(problem["loc"][-1])
+            known = tables.setdefault(place, sorted([*_names(settings, place), *(() if place else others)]))
+            problem["ctx"] = problem.get("ctx", {}) | {"nearest": nearest(name, known)}
+        found.append(problem)
+    told = sentence(found)
+    for place in sorted(tables, key=str):
+        where = f" in [{'.'.join(map(str, place))}]" if place and len(tables) > 1 else ""
+        told += f"; known{where} are {', '.join(tables[place])}"
+    return told
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean heartbeat_s?)`, or nothing if no known name is like this one."""
+    from difflib import get_close_matches  # noqa: PLC0415 - a device that is well needs none of it
+
+    found = get_close_matches(name, list(known), 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _names(settings: type[BaseModel], place: Sequence[int | str]) -> Iterable[str]:
+    """Those of a table."""
+    table = settings
+    for name in place:
+        inner: Any = table.model_fields[str(name)].annotation
+        assert issubclass(inner, BaseModel), "only tables of settings refuse names"
+        table = inner
+    return table.model_fields
+
+
 def _place(problem: ErrorDetails, whole: str) -> str:
     return ".".join(str(part) for part in problem["loc"] if part != "[key]") or whole
 
 
 def _problem(problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
-        return "there is no such name"
+        return f"there is no such name{problem.get('ctx', {}).get('nearest', '')}"
     rule = _RULES.get(str(problem.get("ctx", {}).get("pattern")))
     return problem["msg"] if rule is None else f"{str(problem['input'])[:60]!r} {rule}"

@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from causeway.cli.common import EXIT_USAGE, Json, console, explained, fail, print_json, table
+from causeway.cli.options import number, whole
 from causeway.data.shard import DATASETS, ShardPlan, split, write_shards
 
 app = typer.Typer(no_args_is_help=True, help="Split a data set across devices, for trials of federated learning.")
@@ -23,11 +24,13 @@ def _nouns() -> None:
 def shard(
     out: Annotated[Path, typer.Option("--out", help="Folder for shard-1.npz ... and holdout.npz.")],
     dataset: Annotated[str, typer.Option("--dataset", help=f"One of: {', '.join(DATASETS)}.")] = "digits",
-    shards: Annotated[int, typer.Option("--shards", help="How many devices.", min=1)] = 8,
-    alpha: Annotated[float, typer.Option("--alpha", help="Of the Dirichlet distribution; small is uneven.")] = 0.5,
-    smallest: Annotated[int, typer.Option("--min", help="Samples of the smallest shard.", min=1)] = 20,
-    holdout: Annotated[float, typer.Option("--holdout", help="Share that no device trains on.")] = 0.2,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds split equally.", min=0)] = 0,
+    shards: Annotated[int, whole("--shards", text="How many devices.", high=10_000)] = 8,
+    alpha: Annotated[
+        float, number("--alpha", text="Of the Dirichlet distribution; small is uneven.", low=0.001, high=1e6)
+    ] = 0.5,
+    smallest: Annotated[int, whole("--min", text="Samples of the smallest shard.")] = 20,
+    holdout: Annotated[float, number("--holdout", text="Share that no device trains on.", high=1)] = 0.2,
+    seed: Annotated[int, whole("--seed", text="Equal seeds split equally.", low=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Split a data set into uneven shards and a held-out part.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -22,21 +24,20 @@ from causeway.cli.common import (
     run,
     table,
 )
+from causeway.cli.options import Fleet, number, platform_fleet
 from causeway.sdk import Orchestrator
 from schemas.courier import Loss
 from schemas.ids import check_identifier
 from schemas.registry import OutboxState
-from services.kit.api.registry import DeviceView
+from services.kit.api.registry import DeviceView, LossTotals
 from services.kit.errors import RefusedError, SettingsError
-from services.kit.folder import StateFolder
-from services.kit.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Enrol, list, show, release and revoke devices.")
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 Name = Annotated[str, typer.Argument(help="Name of the device: letters, digits, '-' and '_'.")]
-Fleet = Annotated[str | None, typer.Option("--fleet", help="Fleet of the device (default: the platform's).")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @app.command()
@@ -44,7 +45,7 @@ def enrol(
     device: Name,
     fleet: Fleet = None,
     out: Annotated[Path | None, typer.Option("--out", help="Token file (default: DEVICE.token).")] = None,
-    hours: Annotated[float, typer.Option("--hours", help="How long the token may be used.", min=0.01, max=720)] = 24.0,
+    hours: Annotated[float, number("--hours", text="How long the token may be used.", low=0.01, high=720)] = 24.0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing token file.")] = False,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
@@ -60,7 +61,7 @@ def enrol(
             raise SettingsError(f"write token {path}: there is no folder {path.parent}; make it, or choose another")
         if path.exists() and not force:
             raise RefusedError(f"write token {path}: it exists; choose another with --out or replace it with --force")
-    name = fleet or _default_fleet(state)
+    name = fleet or platform_fleet(state)
     token = run(state, lambda platform: platform.token(name, device, hours * 3_600))
     with explained():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -104,7 +105,7 @@ def show(device: Name, fleet: Fleet = None, state: State = DEFAULT_STATE, as_jso
 
     Example: causeway device show cam-1
     """
-    name = fleet or _default_fleet(state)
+    name = fleet or platform_fleet(state)
     view = run(state, lambda platform: platform.device(name, device))
     if as_json:
         print_json(view)
@@ -124,68 +125,54 @@ def show(device: Name, fleet: Fleet = None, state: State = DEFAULT_STATE, as_jso
     rows += [(f"capability: {key}", value) for key, value in view.capabilities.model_dump(exclude_none=True).items()]
     if view.heartbeat is not None:
         rows += [(f"heartbeat: {key}", value) for key, value in view.heartbeat.model_dump(exclude_none=True).items()]
-    if view.losses is not None:
-        rows += [(f"letters given up: {reason}", count) for reason, count in view.losses.letters.items()]
-        rows += [("of them maybe arrived", view.losses.maybe_arrived)]
-        rows += [("given up last", _loss(loss)) for loss in view.losses.newest]
+    rows += given_up(view.losses)
     table(f"{view.fleet}/{view.device}", ("what", "value"), rows)
 
 
 @app.command()
 def revoke(
-    device: Name,
-    fleet: Fleet = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    state: State = DEFAULT_STATE,
-    as_json: Json = False,
+    device: Name, fleet: Fleet = None, yes: Yes = False, state: State = DEFAULT_STATE, as_json: Json = False
 ) -> None:
     """Cut one device off, now; the others do not notice.
 
     Example: causeway device revoke cam-1 --yes
     """
-    name = fleet or _default_fleet(state)
-    if not yes:
-        typer.confirm(f"Revoke {name}/{device}? It must enrol anew to come back.", abort=True, err=True)
-
-    async def work(platform: Orchestrator) -> None:
-        await platform.revoke(name, device)
-
-    run(state, work)
-    if as_json:
-        print_json({"fleet": name, "device": device, "standing": "revoked"})
-    else:
-        errors.print(f"revoked {name}/{device}")
+    decision = _Decision("Revoke {}? It must enrol anew to come back.", Orchestrator.revoke, "revoked", "revoked")
+    _decide(decision, device, fleet, yes=yes, state=state, as_json=as_json)
 
 
 @app.command()
 def release(
-    device: Name,
-    fleet: Fleet = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    state: State = DEFAULT_STATE,
-    as_json: Json = False,
+    device: Name, fleet: Fleet = None, yes: Yes = False, state: State = DEFAULT_STATE, as_json: Json = False
 ) -> None:
     """End a quarantine: take the device's letters again, once the other one that used its key is gone.
 
     Example: causeway device release cam-1 --yes
     """
-    name = fleet or _default_fleet(state)
+    question = "Is only one device left that uses the key of {}?"
+    decision = _Decision(question, Orchestrator.let_go, "released", "enrolled")
+    _decide(decision, device, fleet, yes=yes, state=state, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What an operator decides of one device: the question, how it is done, what is said then, its new standing."""
+
+    question: str
+    verb: Callable[[Orchestrator, str, str], Awaitable[object]]
+    done: str
+    standing: str
+
+
+def _decide(decision: _Decision, device: str, fleet: str | None, *, yes: bool, state: Path, as_json: bool) -> None:
+    name = fleet or platform_fleet(state)
     if not yes:
-        typer.confirm(f"Is only one device left that uses the key of {name}/{device}?", abort=True, err=True)
-
-    async def work(platform: Orchestrator) -> None:
-        await platform.let_go(name, device)
-
-    run(state, work)
+        typer.confirm(decision.question.format(f"{name}/{device}"), abort=True, err=True)
+    run(state, lambda platform: decision.verb(platform, name, device))
     if as_json:
-        print_json({"fleet": name, "device": device, "standing": "enrolled"})
+        print_json({"fleet": name, "device": device, "standing": decision.standing})
     else:
-        errors.print(f"released {name}/{device}")
-
-
-def _default_fleet(state: Path) -> str:
-    with explained():
-        return load_settings(StateFolder(state.absolute())).fleet
+        errors.print(f"{decision.done} {name}/{device}")
 
 
 def _row(view: DeviceView, now: float) -> tuple[object, ...]:
@@ -209,6 +196,17 @@ def _waiting(outbox: OutboxState) -> str:
     if outbox.storage == "memory":
         notes.append("in memory")
     return f"{outbox.letters} ({', '.join(notes)})" if notes else str(outbox.letters)
+
+
+def given_up(losses: LossTotals | None) -> list[tuple[str, object]]:
+    """Rows of a device's losses; numbers that were only passed over are none."""
+    if losses is None or not any(losses.letters.values()):
+        return []
+    return [
+        *((f"letters given up: {reason}", count) for reason, count in losses.letters.items() if count),
+        ("of them maybe arrived", losses.maybe_arrived),
+        *(("given up last", _loss(loss)) for loss in losses.newest if loss.letters),
+    ]
 
 
 def _loss(loss: Loss) -> str:

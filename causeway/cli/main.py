@@ -11,6 +11,7 @@ import typer
 
 from causeway.cli import bundle, data, device, letters, release, rollout, task, train
 from causeway.cli.common import DEFAULT_STATE, Json, State, console, errors, explained, print_json
+from causeway.cli.options import whole
 from causeway.cli.simulate import simulate
 from causeway.demo.run import run_demo
 from causeway.platform.init import InitOptions, init_platform
@@ -44,9 +45,9 @@ def init(
     host: Annotated[str, typer.Option("--host", help="Address that devices and services reach.")] = "127.0.0.1",
     fleet: Annotated[str, typer.Option("--fleet", help="Fleet of commands that name none.")] = "home",
     tls: Annotated[bool, typer.Option("--tls/--no-tls", help="Encrypt both listeners; off on 127.0.0.1 only.")] = True,
-    nats_port: Annotated[int | None, typer.Option("--nats-port", help="Default 4222.")] = None,
-    mqtt_port: Annotated[int | None, typer.Option("--mqtt-port", help="Default 8883, without TLS 1883.")] = None,
-    gateway_port: Annotated[int | None, typer.Option("--gateway-port", help="Default 8080.")] = None,
+    nats_port: Annotated[int | None, whole("--nats-port", text="Default 4222.", high=65_535)] = None,
+    mqtt_port: Annotated[int | None, whole("--mqtt-port", text="Default 8883, without TLS 1883.", high=65_535)] = None,
+    gateway_port: Annotated[int | None, whole("--gateway-port", text="Default 8080.", high=65_535)] = None,
     free_ports: Annotated[
         bool, typer.Option("--free-ports", help="Choose free ports instead of the defaults.")
     ] = False,

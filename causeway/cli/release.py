@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from causeway.cli.common import DEFAULT_STATE, Json, State, console, counted, explained, print_json, run, table
+from causeway.cli.options import number, whole
 from causeway.release.files import ReleaseFile, read_release, write_release
 from causeway.release.model import check_model
 from causeway.release.publish import publish as publish_release
@@ -35,20 +36,22 @@ def stage(
     smoke: Annotated[
         Path | None, typer.Option("--smoke", help="Smoke test: safetensors with `input` and `expected`, float32.")
     ] = None,
-    tolerance: Annotated[float, typer.Option("--tolerance", help="Largest error in it.")] = DEFAULT_TOLERANCE,
+    tolerance: Annotated[
+        float, number("--tolerance", text="Largest error in it.", low=1e-6, high=1_000)
+    ] = DEFAULT_TOLERANCE,
     fleet: Annotated[list[str] | None, typer.Option("--fleet", help="Only for these fleets; repeat it.")] = None,
     for_stage: Annotated[str, typer.Option("--stage", help="development, test or production.")] = "production",
     requires: Annotated[
         list[str] | None, typer.Option("--requires", help="NAME=VALUE that a device must have, as ram_mb=512.")
     ] = None,
     raise_floor: Annotated[
-        int | None, typer.Option("--raise-floor", help="Never again install a release with a lower seq.")
+        int | None, whole("--raise-floor", text="Never again install a release with a lower seq.")
     ] = None,
     revoke: Annotated[list[str] | None, typer.Option("--revoke", help="Never again install this version.")] = None,
     key: Annotated[
         list[Path] | None, typer.Option("--role-key", help="PEM files that sign a new model (default models.pem).")
     ] = None,
-    threshold: Annotated[int, typer.Option("--threshold", help="How many of them must.")] = 1,
+    threshold: Annotated[int, whole("--threshold", text="How many of them must.")] = 1,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
     state: State = DEFAULT_STATE,
     as_json: Json = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated
 
 import typer
@@ -20,11 +21,10 @@ from causeway.cli.common import (
     run,
     table,
 )
+from causeway.cli.options import DAY_S, Devices, Fleet, number, platform_fleet
 from causeway.sdk import Orchestrator
 from services.kit.api.ota import CreateRequest, RolloutView
 from services.kit.errors import SettingsError
-from services.kit.folder import StateFolder
-from services.kit.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Roll releases out, watch and abort.")
 
@@ -35,14 +35,16 @@ Id = Annotated[str, typer.Argument(help="Id of the rollout, as `create` and `lis
 def create(
     model: Annotated[str, typer.Argument(help="Model to roll out.")],
     version: Annotated[str, typer.Argument(help="A published version of it.")],
-    fleet: Annotated[str | None, typer.Option("--fleet", help="Fleet (default: the platform's).")] = None,
-    device: Annotated[list[str] | None, typer.Option("--device", help="Only these devices; repeat it.")] = None,
+    fleet: Fleet = None,
+    device: Devices = None,
     waves: Annotated[
         str, typer.Option("--waves", help="Cumulative shares (or counts from 2 on); ends with 1.0.")
     ] = "0.1,1.0",
     canary: Annotated[str | None, typer.Option("--canary", help="A device that must be in the first wave.")] = None,
-    deadline: Annotated[float, typer.Option("--deadline", help="Seconds per wave; silence by then is failure.")] = 3600,
-    max_failed: Annotated[float, typer.Option("--max-failed", help="Share of a wave that may fail.")] = 0.0,
+    deadline: Annotated[
+        float, number("--deadline", text="Seconds per wave; silence by then is failure.", low=0.01, high=30 * DAY_S)
+    ] = 3_600.0,
+    max_failed: Annotated[float, number("--max-failed", text="Share of a wave that may fail.", high=1)] = 0.0,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
@@ -55,7 +57,7 @@ def create(
         request = CreateRequest(
             model=model,
             version=version,
-            fleet=fleet or load_settings(StateFolder(state.absolute())).fleet,
+            fleet=fleet or platform_fleet(state),
             devices=device or None,
             waves=_waves(waves),
             canary=canary,
@@ -130,9 +132,12 @@ def list_rollouts(state: State = DEFAULT_STATE, as_json: Json = False) -> None:
 
 def _waves(text: str) -> list[float]:
     try:
-        return [float(wave) for wave in text.split(",")]
+        shares = [float(wave) for wave in text.split(",")]
     except ValueError:
-        raise SettingsError(f"create a rollout: --waves {text!r} is not a list of numbers, as 0.1,1.0") from None
+        shares = []
+    if not shares or not all(map(isfinite, shares)):
+        raise SettingsError(f"create a rollout: --waves {text!r} is not a list of numbers, as 0.1,1.0")
+    return shares
 
 
 def _counts(view: RolloutView) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from causeway.cli.common import EXIT_USAGE, Json, console, errors, explained, fail, print_json, table
+from causeway.cli.options import number, whole
 from causeway.simulate.meetings import World, travel
 from causeway.simulate.plot import plot, require_plotting
 from causeway.simulate.report import links_report, meetings_report
@@ -33,20 +33,20 @@ class Trace(StrEnum):
 
 
 def simulate(
-    devices: Annotated[int, typer.Option("--devices", help="How many.", min=1, max=MAX_DEVICES)] = 50,
+    devices: Annotated[int, whole("--devices", text="How many.", high=MAX_DEVICES)] = 50,
     trace: Annotated[Trace, typer.Option("--trace", help="When they have a link.")] = Trace.SETI,
-    hours: Annotated[float, typer.Option("--hours", help="Length of the trace.", min=0.01)] = 168.0,
-    speed: Annotated[float, typer.Option("--speed", help="Hours of the trace per hour of the clock.", min=1)] = 3_600.0,
+    hours: Annotated[float, number("--hours", text="Length of the trace.", low=0.01)] = 168.0,
+    speed: Annotated[float, number("--speed", text="Hours of the trace per hour of the clock.", low=1)] = 3_600.0,
     letters_per_hour: Annotated[
-        float, typer.Option("--letters-per-hour", help="Each device writes, in hours of the trace.", min=0.0001)
+        float, number("--letters-per-hour", text="Each device writes, in hours of the trace.", low=0.0001)
     ] = 0.2,
     carriers: Annotated[
-        int, typer.Option("--carriers", help="Also simulate delivery by so many devices that meet; 0: no.", min=0)
+        int, whole("--carriers", text="Also simulate delivery by so many devices that meet; 0: no.", low=0)
     ] = 0,
     meeting_hours: Annotated[
-        float, typer.Option("--meeting-hours", help="Mean time until two given carriers meet.", min=0.001)
+        float, number("--meeting-hours", text="Mean time until two given carriers meet.", low=0.001)
     ] = 24.0,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same trace.")] = 1,
+    seed: Annotated[int, whole("--seed", text="The same seed gives the same trace.", low=0)] = 1,
     png: Annotated[Path | None, typer.Option("--png", help="Draw the distributions into this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,8 +56,6 @@ def simulate(
     """
     logs.configure("simulate", "ERROR")
     scenario = Scenario(devices, trace.value, hours, speed, letters_per_hour, seed)
-    if not all(map(isfinite, (hours, speed, letters_per_hour, meeting_hours))):
-        fail("simulate: --hours, --speed, --letters-per-hour and --meeting-hours take finite numbers", EXIT_USAGE)
     if png is not None and not png.absolute().parent.is_dir():
         fail(f"draw into {png}: there is no folder {png.absolute().parent}; make it, or name another file", EXIT_USAGE)
     if carriers == 1:

@@ -24,12 +24,11 @@ from causeway.cli.common import (
     short,
     table,
 )
+from causeway.cli.options import DAY_S, Devices, Fleet, number, platform_fleet, whole
 from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
 from schemas.errors import MessageError
 from schemas.scheduler import Limits, TaskKind, Values
 from services.kit.api.scheduler import AppliedResult, Requires, SubmitRequest, TaskView
-from services.kit.folder import StateFolder
-from services.kit.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Place tasks on idle devices, and see why they went where they went.")
 
@@ -40,23 +39,25 @@ _OVER = ("done", "failed")
 @app.command()
 def submit(
     runner: Annotated[str, typer.Argument(help="Entry point installed on the devices, as profile@1 or evaluate@1.")],
-    count: Annotated[int, typer.Option("--count", "-n", help="How many equal tasks.", min=1, max=10_000)] = 1,
+    count: Annotated[int, whole("--count", "-n", text="How many equal tasks.", high=10_000)] = 1,
     values: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="name=value, the value as JSON or a word; repeat it.")
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", help="inference, training, evaluation, data, diagnose, user.")
     ] = "user",
-    fleet: Annotated[str | None, typer.Option("--fleet", help="Fleet (default: the platform's).")] = None,
-    device: Annotated[list[str] | None, typer.Option("--device", help="Only these devices; repeat it.")] = None,
+    fleet: Fleet = None,
+    device: Devices = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only devices that have this dataset.")] = None,
-    per_device: Annotated[int | None, typer.Option("--per-device", help="At most so many at a time.", min=1)] = None,
-    battery: Annotated[float, typer.Option("--battery", help="Least battery in percent, unless charging.")] = 30.0,
-    max_temp: Annotated[float, typer.Option("--max-temp", help="Hottest device in degrees C.")] = 55.0,
-    ram: Annotated[int, typer.Option("--ram", help="MB of memory that a task may use.")] = 256,
-    cpu_s: Annotated[float, typer.Option("--cpu", help="Seconds of CPU time that a task may use.")] = 60.0,
-    deadline: Annotated[float, typer.Option("--deadline", help="Seconds for one attempt.")] = 600.0,
-    terms: Annotated[int, typer.Option("--terms", help="Attempts before a task has failed.", min=1, max=100)] = 3,
+    per_device: Annotated[int | None, whole("--per-device", text="At most so many at a time.")] = None,
+    battery: Annotated[float, number("--battery", text="Least battery in percent, unless charging.", high=100)] = 30.0,
+    max_temp: Annotated[float, number("--max-temp", text="Hottest device in degrees C.", low=-50, high=150)] = 55.0,
+    ram: Annotated[int, whole("--ram", text="MB of memory that a task may use.", high=2**20)] = 256,
+    cpu_s: Annotated[
+        float, number("--cpu", text="Seconds of CPU time that a task may use.", low=0.01, high=DAY_S)
+    ] = 60.0,
+    deadline: Annotated[float, number("--deadline", text="Seconds for one attempt.", low=0.01, high=DAY_S)] = 600.0,
+    terms: Annotated[int, whole("--terms", text="Attempts before a task has failed.", high=100)] = 3,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results; exit 1 unless all are done.")] = False,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
@@ -74,7 +75,7 @@ def submit(
             requires=Requires(
                 min_battery_percent=battery, max_temp_c=max_temp, devices=device or None, dataset=dataset
             ),
-            fleet=fleet or load_settings(StateFolder(state.absolute())).fleet,
+            fleet=fleet or platform_fleet(state),
             count=count,
             max_per_device=per_device,
             deadline_s=deadline,
@@ -101,7 +102,7 @@ def submit(
 @app.command("list")
 def list_tasks(
     fleet: Annotated[str | None, typer.Option("--fleet", help="Only this fleet.")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="The newest so many.", min=1, max=10_000)] = 50,
+    limit: Annotated[int, whole("--limit", text="The newest so many.", high=10_000)] = 50,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:

@@ -15,15 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from causeway.cli.common import (
     DEFAULT_STATE,
     EXIT_FAILED,
+    EXIT_USAGE,
     Json,
     State,
     console,
     counted,
     errors,
+    fail,
     print_json,
     run,
     table,
 )
+from causeway.cli.options import DAY_S, Devices, Fleet, number, whole
 from causeway.learning.export import weights_of, write_release_files
 from causeway.sdk import WATCH_INTERVAL_S, Orchestrator
 from edge_runtime.errors import EdgeError
@@ -41,19 +44,22 @@ Job = Annotated[str, typer.Argument(help="Name of the job: letters, digits, '-' 
 def start(
     job: Job,
     dataset: Annotated[str, typer.Option("--dataset", help="Local data set of the devices to train on.")],
-    fleet: Annotated[str | None, typer.Option("--fleet", help="Default: the platform's.")] = None,
+    fleet: Fleet = None,
     estimator: Annotated[str, typer.Option("--estimator", help="Installed on the devices.")] = "classifier@1",
-    rounds: Annotated[int, typer.Option("--rounds", help="How many.", min=1, max=10_000)] = 10,
-    device: Annotated[list[str] | None, typer.Option("--device", help="Only these; may be repeated.")] = None,
+    rounds: Annotated[int, whole("--rounds", text="How many.", high=10_000)] = 10,
+    device: Devices = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the estimator, as lr=0.05.")
     ] = None,
-    min_updates: Annotated[int, typer.Option("--min-updates", help="A round with fewer is tried again.", min=1)] = 1,
+    min_updates: Annotated[int, whole("--min-updates", text="A round with fewer is tried again.")] = 1,
     deadline: Annotated[
-        float, typer.Option("--deadline", help="Seconds that a round waits for the last device.")
+        float,
+        number("--deadline", text="Seconds that a round waits for the last device.", low=0.01, high=DAY_S),
     ] = 120.0,
-    attempts: Annotated[int, typer.Option("--max-attempts", help="In vain for one round until the job fails.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Of the initial weights.", min=0)] = 0,
+    attempts: Annotated[
+        int, whole("--max-attempts", text="In vain for one round until the job fails.", high=1_000)
+    ] = 5,
+    seed: Annotated[int, whole("--seed", text="Of the initial weights.", low=0)] = 0,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
@@ -272,7 +278,7 @@ def _number(value: float | None) -> str | None:
 def _parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE, as lr=0.05")
+        fail(f"--parameter {text!r} is not NAME=VALUE, as lr=0.05", EXIT_USAGE)
     try:
         return name, json.loads(value)
     except ValueError:

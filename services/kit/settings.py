@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.ids import HOST, Identifier, Ulid
-from schemas.wording import problems
+from schemas.wording import nearest, setting_problems
 from services.kit.errors import SettingsError
-from services.kit.folder import StateFolder
+from services.kit.folder import SERVICES, StateFolder
+from services.kit.variables import check_variables, variable
 
 S = TypeVar("S", bound=BaseSettings)
+
+TABLES = frozenset({"registry", "courier"})
+"""Tables that a service reads for itself, with `load_table`."""
 
 
 class BusSettings(BaseModel):
     """The one nats-server with its two listeners."""
+
+    model_config = ConfigDict(extra="forbid")
 
     host: Annotated[str, Field(pattern=HOST)] = "127.0.0.1"
     """Address that both listeners bind to and that tokens name."""
@@ -28,6 +35,8 @@ class BusSettings(BaseModel):
     tls: bool = True
     gc_percent: int = Field(50, ge=10, le=400)
     """How much nats-server's memory may grow before it is collected (Go's GOGC, whose own default is 100)."""
+    memory_mb: int = Field(0, ge=0)
+    """Soft bound of nats-server's memory, 0 for none: near it the collector takes up to half of the processors."""
 
     @model_validator(mode="after")
     def _no_clear_text_on_a_network(self) -> Self:
@@ -52,6 +61,8 @@ class BusSettings(BaseModel):
 class StoreSettings(BaseModel):
     """Where artifacts live."""
 
+    model_config = ConfigDict(extra="forbid")
+
     kind: Literal["folder", "s3"] = "folder"
     folder: Path | None = None
     """Default: `artifacts` in the state folder."""
@@ -65,10 +76,19 @@ class StoreSettings(BaseModel):
 class HttpSettings(BaseModel):
     """Ports of the gateway and of each service's health page, all on `host`."""
 
+    model_config = ConfigDict(extra="forbid")
+
     host: str = "127.0.0.1"
     gateway_port: int = Field(8080, ge=1, le=65535)
     health_ports: dict[str, int] = {}
     """By service; a service that is not listed takes a free port and logs it."""
+
+    @field_validator("health_ports")
+    @classmethod
+    def _of_services(cls, ports: dict[str, int]) -> dict[str, int]:
+        for name in ports.keys() - set(SERVICES):
+            raise ValueError(f"there is no service {name}{nearest(name, SERVICES)}; known are {', '.join(SERVICES)}")
+        return ports
 
 
 class FileSettings(BaseSettings):
@@ -90,7 +110,7 @@ class FileSettings(BaseSettings):
 class Settings(FileSettings):
     """Everything that all parts share."""
 
-    model_config = SettingsConfigDict(env_prefix="CAUSEWAY_", env_nested_delimiter="__", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="CAUSEWAY_", env_nested_delimiter="__", extra="forbid")
 
     platform: Ulid
     fleet: Identifier = "home"
@@ -104,10 +124,11 @@ def load_settings(state: StateFolder) -> Settings:
     """Read the settings of a state folder.
 
     Raises:
-        SettingsError: if the folder was not initialised, or a setting does not fit.
+        SettingsError: if the folder was not initialised, or a setting does not fit or has a name that there is not.
     """
     state.require()
-    return _read(state, Settings, _tables(state))
+    own = {name: value for name, value in _tables(state).items() if name not in TABLES}
+    return _read(state, Settings, own)
 
 
 def load_table(state: StateFolder, service: str, model: type[S]) -> S:
@@ -116,10 +137,11 @@ def load_table(state: StateFolder, service: str, model: type[S]) -> S:
     Raises:
         SettingsError: naming the setting that does not fit.
     """
+    assert service in TABLES, "else its table is taken for a misspelt one"
     table = _tables(state).get(service, {})
     if not isinstance(table, dict):
         raise SettingsError(f"read {state.settings}: {service} must be a table; write [{service}]")
-    return _read(state, model, table)
+    return _read(state, model, table, f"[{service}] ")
 
 
 def _tables(state: StateFolder) -> dict[str, Any]:
@@ -129,12 +151,16 @@ def _tables(state: StateFolder) -> dict[str, Any]:
         raise SettingsError(f"read {state.settings}: not TOML: {error}") from error
 
 
-def _read(state: StateFolder, model: type[S], values: dict[str, Any]) -> S:
+def _read(state: StateFolder, model: type[S], values: dict[str, Any], table: str = "") -> S:
+    others = TABLES if model is Settings else ()
+    check_variables(model, os.environ, others)
     try:
         return model(**values)
     except ValidationError as error:
+        said = [name for problem in error.errors() if (name := variable(model, problem["loc"])) in os.environ]
+        files = " and ".join([str(state.settings), *dict.fromkeys(said)])
         raise SettingsError(
-            f"read {state.settings}: {problems(error)}; correct it or take it out for the default"
+            f"read {files}: {table}{setting_problems(error, model, others)}; correct it or take it out for the default"
         ) from error
 
 

@@ -12,11 +12,14 @@ import pytest
 from edge_runtime.sdk import EdgeDevice
 from schemas.envelope import parse
 from schemas.letters import read_up
+from schemas.topics import in_of
 from services.kit.api.ota import CreateRequest, RolloutRequest
+from services.kit.bus import Bus
 from tests.support.courier_world import stored
 from tests.support.edge import EdgeProcess, ask
 from tests.support.models import scale_model, sha256
 from tests.support.platform import LivePlatform, eventually
+from tests.support.raw_device import in_bus
 from tests.support.releases import FACTOR, causeway, publish
 
 NOWHERE = 'url = "mqtt://127.0.0.1:9"\n'
@@ -33,16 +36,11 @@ def platform(live: LivePlatform) -> LivePlatform:
 @pytest.fixture
 def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
     """Enrolled over the network, once; cut off for ever since."""
-    made = EdgeProcess.make(tmp_path / "device", "cam-1")
-    made.fetch_token(platform)
-    enrolled = made.enrol()
-    assert enrolled.returncode == 0, enrolled.stderr
-    settings = made.folder / "edge.toml"
-    settings.write_text(NOWHERE + settings.read_text())
-    made.start()
-    yield made
-    if made.process is not None:
-        made.stop()
+    with EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform) as made:
+        settings = made.folder / "edge.toml"
+        settings.write_text(NOWHERE + settings.read_text())
+        made.start()
+        yield made
 
 
 class Traveller:
@@ -136,3 +134,37 @@ def test_letters_and_a_model_travel_by_stick_alone(platform: LivePlatform, devic
     assert progress["state"] == "succeeded"
     assert numbers(platform) == list(range(50))
     assert sha256(scale_model(FACTOR)) in json.dumps(device.status())
+
+
+def test_what_the_platform_lost_is_recalled_by_stick_and_an_old_receipt_does_not_hold_it_back(
+    platform: LivePlatform, device: EdgeProcess, tmp_path: Path
+) -> None:
+    traveller = Traveller(platform, device, tmp_path / "sticks")
+    with EdgeDevice(device.folder / "edge.toml") as host:
+        host.send_many("sample", [{"number": number} for number in range(20)])
+    traveller.to_platform()
+    traveller.to_device()
+    eventually(lambda: receipted(device) >= 20, "the receipt to be believed")
+
+    # A stick that was written before the loss, and lies in a drawer.
+    stale = tmp_path / "drawer"
+    assert causeway(platform, "bundle", "export", stale, "--device", str(device.address)).exit_code == 0
+
+    async def lose(bus: Bus) -> None:
+        await bus.js.purge_stream("IN", subject=in_of(device.address))
+
+    in_bus(platform, "courier", lose)
+    assert numbers(platform) == []
+    recalled = causeway(platform, "letters", "recall", str(device.address), "--all")
+    assert recalled.exit_code == 0, recalled.output
+    traveller.to_device()
+    eventually(lambda: receipted(device) == 0, "the recall to be obeyed")
+    done = device.call("bundle", "import", str(stale), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["arrived"] > 0
+
+    def back() -> bool:
+        traveller.to_platform()
+        return numbers(platform) == list(range(20))
+
+    eventually(back, "the letters to be there again")

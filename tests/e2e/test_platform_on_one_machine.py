@@ -167,18 +167,19 @@ BAD = [
     (3, "causeway rollout list", "rollout abort 01J00000000000000000000000"),
     (2, "'x' is not an id", "rollout watch x"),
     (2, "not a list of numbers", "rollout create m 1.0.0 --waves a,b"),
-    (2, "deadline_s", "rollout create m 1.0.0 --deadline -1"),
+    (2, "not a list of numbers", "rollout create m 1.0.0 --waves nan,1"),
+    (2, "--deadline takes a number from 0.01 to 2592000", "rollout create m 1.0.0 --deadline -1"),
     (2, "name@version", "task submit profile"),
-    (2, "wall_s", "task submit profile@1 --deadline 1e300"),
+    (2, "--deadline takes a number from 0.01 to 86400", "task submit profile@1 --deadline 1e300"),
     (2, "name=value", "task submit profile@1 -i digits"),
     (3, "causeway task list", "task show 01J00000000000000000000000"),
     (4, "have dataset nothing", "train start j --dataset nothing"),
     (4, "known are classifier@1", "train start k --dataset digits --estimator other@1"),
-    (2, "max_attempts", "train start l --dataset digits --max-attempts 0"),
+    (2, "--max-attempts takes a whole number from 1 to 1000", "train start l --dataset digits --max-attempts 0"),
     (3, "causeway train list", "train watch nothing"),
     (2, "there is no folder", "device enrol cam-2 --out OUT/nothing/cam.token"),
     (2, "not an identifier", "device list --fleet a.b"),
-    (2, "alpha must be", "data shard --out OUT/s --alpha -1"),
+    (2, "--alpha takes a number from 0.001", "data shard --out OUT/s --alpha -1"),
 ]
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.mutations import damaged
 from tests.fuzz.targets import Target, targets
 
-LONG = bool(os.environ.get("CAUSEWAY_LONG"))
+LONG = bool(os.environ.get("LONG_TESTS"))
 TARGETS = targets()
 CHUNK = 500 if LONG else 100
 TOTAL = 120_000 if LONG else 100 * len(TARGETS)

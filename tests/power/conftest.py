@@ -18,7 +18,7 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def seeds() -> range:
     """More of everything where there is time for it."""
-    return range(12 if os.environ.get("CAUSEWAY_LONG") else 1)
+    return range(12 if os.environ.get("LONG_TESTS") else 1)
 
 
 @pytest.fixture

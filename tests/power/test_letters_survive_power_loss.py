@@ -18,7 +18,7 @@ from tests.power.disk import read_log
 from tests.power.recording import cuts, lay_out, record
 from tests.power.workloads.outbox import LIMITS
 
-LONG = bool(os.environ.get("CAUSEWAY_LONG"))
+LONG = bool(os.environ.get("LONG_TESTS"))
 KILLS = 400 if LONG else 8
 pytestmark = pytest.mark.timeout(1_800 if LONG else 180)
 

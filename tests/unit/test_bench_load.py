@@ -57,6 +57,9 @@ def test_packets_are_those_of_the_standard() -> None:
     assert connect_packet("id", "pw") == bytes.fromhex(
         "101a 0004 4d515454 04 c2 0258 0002 6964 0006 646576696365 0002 7077"
     )
+    assert connect_packet("id", "pw", will=("w", b"\x01\x02")) == bytes.fromhex(
+        "1021 0004 4d515454 04 c6 0258 0002 6964 0001 77 0002 0102 0006 646576696365 0002 7077"
+    )
     assert subscribe_packet("a/b") == bytes.fromhex("8208 0001 0003 612f62 00")
 
 

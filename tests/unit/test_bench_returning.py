@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -55,10 +56,14 @@ def said(data: bytes) -> list[tuple[str, object]]:
 def greeted(letters: int = 1, *, verifies: bool = False) -> tuple[Device, Receipt]:
     keys = {COURIER.keyid: Verifier(COURIER.public_key)} if verifies else None
     device = Device(PERSON, letters, TrustState(root=1), keys)
-    assert device.begin() == connect_packet(PERSON.client_id, PERSON.password)
+    connect = device.begin()
     device.take(CONNACK_OK, 0.0)
     ((kind, hello),) = said(device.take(SUBACK, 1.0))
     assert kind == "hello"
+    (will,) = re.findall(rb"\{.*\}", connect)
+    assert read_state(will, "gone").data.session == hello.session
+    topic = Topic(ADDRESS, Channel.STATE, "gone").mqtt
+    assert connect == connect_packet(PERSON.client_id, PERSON.password, will=(topic, will))
     return device, Receipt(session=hello.session, epoch=hello.epoch, marks={})
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from rich.console import Console
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from causeway.cli import common
 from causeway.cli.device import _ago
@@ -89,6 +90,28 @@ def test_why_a_model_does_not_load_is_told_whole(tmp_path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(SettingsError, match=r"Unsupported model IR version: 99.*older `ir_version`"):
         check_model(tmp_path / "m.onnx")
+
+
+NUMBERS = [(name, p) for name, command in COMMANDS.items() for p in command.params if ".." in p.type.name]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_number_has_a_range_of_ours(name: str) -> None:
+    assert [p.name for p in COMMANDS[name].params if "int" in p.type.name or "float" in p.type.name] == []
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS, ids=[f"{name} {p.name}" for name, p in NUMBERS])
+def test_a_number_that_is_none_or_out_of_range_is_refused_with_what_is_allowed(name: str, option: Any) -> None:
+    low, high = option.type.name.split("..")
+    wrong = ["x", "nan", "inf", "1e400", str(float(low) - 1), *([str(float(high) + 1)] if high else [])]
+    for value in wrong:
+        flag = [option.opts[0]] if option.opts[0].startswith("-") else ["--"]
+        refused = CliRunner().invoke(app, [*name.split(), *flag, value])
+        assert refused.exit_code == 2, value
+        (said,) = refused.stderr.splitlines()
+        assert said.startswith("causeway: ")
+        assert f" number from {low} " in said
+        assert said.endswith(f"got {value!r}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
