@@ -24,9 +24,9 @@ from schemas.depot import TrustState
 from schemas.envelope import Verifier
 
 MIN_DELAY_S, MAX_DELAY_S = 1.0, 15.0
-"""Between attempts, with full jitter, as the edge agent has it (`edge_runtime/link.py`)."""
+"""Between attempts, with full jitter, as the edge agent has it (`edge_runtime/link/link.py`)."""
 PHASE_TIMEOUT_S = 30.0
-"""For the connection with TLS, and again until it is subscribed: the edge agent's (`edge_runtime/dialling.py`)."""
+"""For the connection with TLS, and again until it is subscribed: the edge agent's (`edge_runtime/link/dialling.py`)."""
 VERIFIED_OF = 50
 """One of so many devices verifies every signature."""
 _READ_BYTES = 16_384

@@ -34,8 +34,8 @@ from bench.processes import cpu_s, free_port, listens, read_json, running, until
 from bench.report import BenchError, Target, arguments, conduct, percentile, say
 from bench.roundtrip import Pace, connected, up
 from bench.stall import probing
-from services.courier.ordering import parse_message_id
-from services.courier.puller import scan
+from services.courier.up.ordering import parse_message_id
+from services.courier.up.puller import scan
 from services.kit.bus import Bus
 from services.kit.folder import StateFolder
 from services.kit.permissions import AUDITOR

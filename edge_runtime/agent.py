@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from inspect import isawaitable
 from typing import Protocol
 
-from edge_runtime.alarms import Alarms
 from edge_runtime.carriers.service import CarrierService, Surroundings
 from edge_runtime.carriers.station import piece_folder
 from edge_runtime.chores import Chores, House
 from edge_runtime.clock import FlooredClock
-from edge_runtime.conduct import Conduct
+from edge_runtime.condition.alarms import Alarms
+from edge_runtime.condition.readings import DeviceReadings
+from edge_runtime.condition.status import StatusFile
+from edge_runtime.condition.vitals import MAX_MODELS, Vitals
+from edge_runtime.conduct.conduct import Conduct
 from edge_runtime.errors import EdgeError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.handlers import built_in_handlers
@@ -22,18 +25,15 @@ from edge_runtime.identity import Identity, require_enrolled, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.line import Line, Premises
-from edge_runtime.link import Endpoint
+from edge_runtime.link.line import Line, Premises
+from edge_runtime.link.link import Endpoint
 from edge_runtime.lock import exclusive
 from edge_runtime.logs import Log
-from edge_runtime.parcels import PieceFetcher, PieceRefusal, Way
+from edge_runtime.parcels.fetching import PieceFetcher, PieceRefusal, Way
 from edge_runtime.ports import Context, LetterHandler
-from edge_runtime.readings import DeviceReadings
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.status import StatusFile
 from edge_runtime.trust.keeper import Treasury, TrustKeeper
 from edge_runtime.trust.keyring import Keyring
-from edge_runtime.vitals import MAX_MODELS, Vitals
 from edge_runtime.worker.client import Worker
 from schemas.events import Lane, Message
 from schemas.registry import EventReport, Twin

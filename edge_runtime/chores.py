@@ -8,20 +8,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_runtime.alarms import MAX_LINE, Alarms
 from edge_runtime.clock import FlooredClock
-from edge_runtime.conduct import LOOK_S, Conduct
+from edge_runtime.condition.alarms import MAX_LINE, Alarms
+from edge_runtime.condition.readings import DeviceReadings
+from edge_runtime.condition.status import StatusFile
+from edge_runtime.condition.vitals import Vitals
+from edge_runtime.conduct.conduct import LOOK_S, Conduct
 from edge_runtime.errors import EdgeError
 from edge_runtime.household import OFFER, enrol_letter, offer
 from edge_runtime.identity import Identity
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.line import Line
+from edge_runtime.link.line import Line
 from edge_runtime.logs import Log
-from edge_runtime.readings import DeviceReadings
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.status import StatusFile
-from edge_runtime.vitals import Vitals
 from schemas.errors import MessageError
 from schemas.events import Message
 from schemas.registry import Heartbeat

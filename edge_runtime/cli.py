@@ -169,7 +169,7 @@ async def _serve(settings: EdgeSettings) -> None:
 
 
 def _explain(settings: EdgeSettings, options: argparse.Namespace) -> int:
-    from edge_runtime.explain import as_text, explanation  # noqa: PLC0415 - `status` must answer at once
+    from edge_runtime.conduct.explain import as_text, explanation  # noqa: PLC0415 - `status` must answer at once
 
     found = explanation(settings)
     print(json.dumps(found, indent=2) if options.json else as_text(found))
@@ -188,7 +188,7 @@ def _bundle(settings: EdgeSettings, options: argparse.Namespace) -> int:
 
 
 def _status(settings: EdgeSettings, options: argparse.Namespace) -> int:
-    from edge_runtime.status import as_text, read_status  # noqa: PLC0415
+    from edge_runtime.condition.status import as_text, read_status  # noqa: PLC0415
 
     path, deadline = EdgeFolder(settings.state).status, time.monotonic() + options.wait
     while True:

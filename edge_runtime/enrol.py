@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from edge_runtime.clock import FlooredClock
+from edge_runtime.condition.readings import DeviceReadings
 from edge_runtime.errors import EnrolError, TrustError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.household import OFFER, TWIN, enrol_letter, offer
@@ -19,11 +20,10 @@ from edge_runtime.identity import Identity, load_identity, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.line import Line, Premises
-from edge_runtime.link import Endpoint
+from edge_runtime.link.line import Line, Premises
+from edge_runtime.link.link import Endpoint
 from edge_runtime.lock import exclusive
 from edge_runtime.logs import Log
-from edge_runtime.readings import DeviceReadings
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.trust.keeper import Treasury, TrustKeeper
 from edge_runtime.trust.keyring import Keyring

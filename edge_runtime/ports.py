@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from edge_runtime.conduct.policy import tightened
 from edge_runtime.folder import EdgeFolder
-from edge_runtime.policy import tightened
 from edge_runtime.settings import EdgeSettings, OwnerLimits
 from schemas.aggregator import Artifact
 from schemas.events import DownLetter, Lane, Message

@@ -13,13 +13,13 @@ from edge_runtime.carriers.folder import FolderCarrier
 from edge_runtime.carriers.reports import Exported, Imported
 from edge_runtime.carriers.station import Ground, open_station, piece_folder
 from edge_runtime.clock import FlooredClock
+from edge_runtime.condition.status import read_status
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.identity import require_enrolled
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.status import read_status
 from edge_runtime.trust.keyring import Keyring
 
 

@@ -15,14 +15,14 @@ from edge_runtime.carriers.pieces import PieceFolder
 from edge_runtime.carriers.reports import Imported
 from edge_runtime.carriers.station import Ground, open_station
 from edge_runtime.clock import FlooredClock
+from edge_runtime.conduct.policy import Choice
 from edge_runtime.errors import EdgeError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.identity import Identity
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.line import Line
+from edge_runtime.link.line import Line
 from edge_runtime.logs import Log
-from edge_runtime.policy import Choice
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.trust.keyring import Keyring
 from schemas.errors import ContractError

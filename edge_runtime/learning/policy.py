@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from edge_runtime.conduct.policy import may_work
 from edge_runtime.learning.catalogue import known_estimators
-from edge_runtime.policy import may_work
 from edge_runtime.settings import EdgeSettings, OwnerLimits
 from schemas.aggregator import Round
 from schemas.registry import Heartbeat

@@ -27,7 +27,7 @@ from edge_runtime.letters.sending import (
     under_way,
 )
 from edge_runtime.letters.signing import signed
-from edge_runtime.link import Link, Urgency
+from edge_runtime.link.link import Link, Urgency
 from edge_runtime.logs import Log
 from schemas.errors import ContractError
 from schemas.events import LANES, Lane

@@ -9,7 +9,7 @@ from datetime import datetime
 from ulid import ULID
 
 from edge_runtime.letters.pigeonholes import Pigeonholes
-from edge_runtime.link import Link, Urgency
+from edge_runtime.link.link import Link, Urgency
 from schemas.courier import Got
 from schemas.events import Message
 from schemas.ids import Address

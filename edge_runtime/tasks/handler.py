@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edge_runtime.conduct.policy import Allowance, may_work
 from edge_runtime.errors import EdgeError
-from edge_runtime.policy import Allowance, may_work
 from edge_runtime.ports import Context
 from edge_runtime.tasks.ledger import Ledger, Line
 from edge_runtime.tasks.runners import table

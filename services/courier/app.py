@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from schemas.topics import STATES, UP_LETTERS
-from services.courier.bundles import Bundles
-from services.courier.carried import CarriedLetters
+from services.courier.bundles.carried import CarriedLetters
+from services.courier.bundles.desk import Bundles
 from services.courier.courier import Courier
+from services.courier.down.postman import Postman
 from services.courier.handlers import StateHandlers
-from services.courier.intake import Intake
-from services.courier.integrity import Integrity
+from services.courier.integrity.guard import Integrity
 from services.courier.lease import Lease
-from services.courier.pipeline import Pipeline
-from services.courier.postman import Postman
-from services.courier.receipts import Receipts
-from services.courier.sessions import Sessions
+from services.courier.receipts.receipts import Receipts
+from services.courier.receipts.sessions import Sessions
 from services.courier.settings import CourierSettings
+from services.courier.up.intake import Intake
+from services.courier.up.pipeline import Pipeline
 from services.kit.devices import DeviceBook
 from services.kit.keys import read_letter_key
 from services.kit.records import RegistryKeys

@@ -8,14 +8,14 @@ import structlog
 from nats.errors import Error as NatsError
 
 from services.courier import metrics
-from services.courier.bundles import Bundles
+from services.courier.bundles.desk import Bundles
+from services.courier.down.postman import Postman
 from services.courier.handlers import StateHandlers
-from services.courier.intake import Intake
-from services.courier.integrity import Integrity
+from services.courier.integrity.guard import Integrity
 from services.courier.lease import Lease
-from services.courier.pipeline import PipelineError
-from services.courier.postman import Postman
-from services.courier.receipts import Receipts
+from services.courier.receipts.receipts import Receipts
+from services.courier.up.intake import Intake
+from services.courier.up.pipeline import PipelineError
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
 from services.kit.service import Service

@@ -10,10 +10,10 @@ from schemas.errors import ContractError, MessageError
 from schemas.ids import Address
 from schemas.letters import read_state
 from schemas.topics import Channel, parse_subject, up_pattern
-from services.courier.intake import Intake
-from services.courier.postman import Postman
-from services.courier.receipts import Receipts
-from services.courier.sessions import Sessions
+from services.courier.down.postman import Postman
+from services.courier.receipts.receipts import Receipts
+from services.courier.receipts.sessions import Sessions
+from services.courier.up.intake import Intake
 from services.kit.bus import Bus
 from services.kit.rejects import Turnstile
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 import zstandard
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from edge_runtime import mqtt
 from edge_runtime.carriers import frames
 from edge_runtime.errors import EdgeError
+from edge_runtime.link import mqtt
 from edge_runtime.trust.pack import open_pack
 from schemas import bundles, letters, topics
 from schemas.aggregator import Update
@@ -40,8 +40,8 @@ from schemas.ids import Address
 from schemas.registry import Token
 from schemas.trust import ServicesDocument
 from services.aggregator.updates import UpdateError, open_update
-from services.courier.ordering import parse_message_id
-from services.courier.verifying import open_letter
+from services.courier.up.ordering import parse_message_id
+from services.courier.up.verifying import open_letter
 from services.kit.devices import DeviceRecord
 from services.kit.records import RECORD_TYPE
 from services.registry.table import Table

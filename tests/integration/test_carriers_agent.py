@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from ulid import ULID
 
-from edge_runtime import policy
 from edge_runtime.agent import Agent
+from edge_runtime.conduct import policy
 from edge_runtime.folder import write_durable
 from edge_runtime.identity import Credentials, save_identity
 from edge_runtime.settings import load_settings

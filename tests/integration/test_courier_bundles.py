@@ -16,7 +16,7 @@ from schemas.bundles import CarriedLetter, Parcel
 from schemas.depot import TrustState
 from schemas.envelope import Signer
 from schemas.registry import Twin
-from services.courier.ordering import LaneKey
+from services.courier.up.ordering import LaneKey
 from services.kit.bus import Bus
 from tests.support.carried import CarriedDevice, answered, brought, carry, unacknowledged
 from tests.support.courier_world import counter, ids, letters, post, start_standby, stored

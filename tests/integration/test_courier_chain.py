@@ -8,11 +8,11 @@ import pytest
 
 from schemas.ids import Address
 from schemas.topics import fence_subject, in_subject
-from services.courier.chain import Chain, Entry
-from services.courier.marks import SavedPoint
-from services.courier.ordering import LaneKey
-from services.courier.pipeline import Pipeline, PipelineError
-from services.courier.store import MarksStore
+from services.courier.up.chain import Chain, Entry
+from services.courier.up.marks import SavedPoint
+from services.courier.up.ordering import LaneKey
+from services.courier.up.pipeline import Pipeline, PipelineError
+from services.courier.up.store import MarksStore
 from services.kit.bus import Bus, connect
 from services.kit.streams import ensure_owned
 from tests.support.platform import LivePlatform

@@ -16,7 +16,7 @@ from nats.js.errors import KeyDeletedError, KeyNotFoundError
 
 from schemas.registry import Twin
 from services.courier.lease import KEY
-from services.courier.ordering import parse_message_id
+from services.courier.up.ordering import parse_message_id
 from services.kit.bus import Bus
 from services.kit.streams import ensure_owned
 from tests.support.courier_world import ids, letters, post, stored

@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from services.courier.puller import GRACE_S, Puller, PullError
+from services.courier.up.puller import GRACE_S, Puller, PullError
 from services.kit.bus import Bus, connect
 from services.kit.streams import IN, ensure_owned
 from tests.support.platform import LivePlatform

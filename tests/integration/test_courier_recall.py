@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from schemas.topics import in_of
-from services.courier.chain import MESSAGE_ID
+from services.courier.up.chain import MESSAGE_ID
 from services.kit.bus import Bus
 from tests.support.commands import cli, cli_json
 from tests.support.courier_world import counter, ids, letters, stored

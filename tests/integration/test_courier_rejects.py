@@ -9,7 +9,7 @@ from typing import Any
 from ulid import ULID
 
 from schemas.topics import Channel, Topic, in_subject
-from services.courier.chain import MESSAGE_ID, WAY
+from services.courier.up.chain import MESSAGE_ID, WAY
 from tests.support.commands import cli, cli_json
 from tests.support.courier_world import counter, ids, letters, speaking, stored
 from tests.support.platform import LivePlatform, eventually

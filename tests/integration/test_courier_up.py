@@ -9,7 +9,7 @@ import pytest
 
 from schemas.envelope import Signer, parse
 from schemas.registry import Enrol
-from services.courier.chain import MESSAGE_ID, REASON
+from services.courier.up.chain import MESSAGE_ID, REASON
 from tests.support.courier_world import counter, ids, letters, stored
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import CAPABILITIES, RawDevice, enrol

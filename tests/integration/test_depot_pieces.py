@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.errors import FetchError
-from edge_runtime.parcels import PieceFetcher
+from edge_runtime.parcels.fetching import PieceFetcher
 from schemas.aggregator import Artifact
 from schemas.depot import Want
 from schemas.ids import Address

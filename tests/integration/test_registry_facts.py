@@ -11,7 +11,7 @@ import pytest
 
 from schemas.envelope import parse
 from schemas.registry import EventReport
-from services.courier.puller import scan
+from services.courier.up.puller import scan
 from services.kit.api.registry import DeviceRequest, QuarantineRequest
 from services.kit.devices import device_key
 from services.kit.records import RECORD_TYPE

@@ -12,9 +12,9 @@ from nats.js.errors import NotFoundError
 from ulid import ULID
 
 from schemas.events import Message
-from services.courier.chain import MESSAGE_ID
-from services.courier.ordering import LaneKey
-from services.courier.puller import scan
+from services.courier.up.chain import MESSAGE_ID
+from services.courier.up.ordering import LaneKey
+from services.courier.up.puller import scan
 from services.kit.bus import Bus
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox

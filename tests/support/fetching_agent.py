@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_runtime import logs
 from edge_runtime.agent import Agent
-from edge_runtime.parcels import PieceFetcher
+from edge_runtime.parcels.fetching import PieceFetcher
 from edge_runtime.ports import Context
 from edge_runtime.settings import load_settings
 from schemas.aggregator import Artifact

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_runtime.carriers.explained import as_lines
-from edge_runtime.explain import as_text, explanation
+from edge_runtime.conduct.explain import as_text, explanation
 from edge_runtime.identity import save_identity
 from edge_runtime.settings import CarrierSettings, EdgeSettings
 from schemas.bundles import Contents

@@ -17,7 +17,7 @@ from edge_runtime.carriers.opening import Desk, Opening
 from edge_runtime.carriers.pieces import PieceFolder, piece_files, piece_path
 from edge_runtime.carriers.port import Peer
 from edge_runtime.folder import write_durable
-from edge_runtime.parcels import PieceFetcher
+from edge_runtime.parcels.fetching import PieceFetcher
 from schemas.aggregator import Artifact
 from schemas.bundles import BUNDLE_TYPE, MAX_COPIES, CarriedLetter, Contents, bundle_of_letter, read_parcel
 from schemas.depot import write_recipe

@@ -9,7 +9,7 @@ import pytest
 from edge_runtime.carriers.packing import ASK_AGAIN_S, MAX_OPEN, REMAKE_S, Asked, Packed, Plan, Span, Waiting, plan
 from schemas.bundles import MAX_CARRIED
 from schemas.registry import EventReport
-from services.courier.ordering import LaneKey, Slip, rule
+from services.courier.up.ordering import LaneKey, Slip, rule
 from tests.support.carriers import Realm, Traveller, letters_of, meet
 
 EPOCH = "01J00000000000000000000000"

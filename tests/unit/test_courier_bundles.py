@@ -29,12 +29,12 @@ from schemas.depot import write_recipe
 from schemas.envelope import Signer, Verifier
 from schemas.errors import ContractError
 from schemas.ids import Address
-from services.courier.carried import CarriedLetter as Queued
-from services.courier.carried import CarriedLetters, Judged
-from services.courier.early import Early
-from services.courier.fragments import MAX_CARRIERS, Arrival, Fragments, Gathering, Taken
-from services.courier.opening import check_parcel, letters_of
-from services.courier.origins import MAX_STORED, Origins
+from services.courier.bundles.carried import CarriedLetter as Queued
+from services.courier.bundles.carried import CarriedLetters, Judged
+from services.courier.bundles.early import Early
+from services.courier.bundles.fragments import MAX_CARRIERS, Arrival, Fragments, Gathering, Taken
+from services.courier.bundles.opening import check_parcel, letters_of
+from services.courier.bundles.origins import MAX_STORED, Origins
 from services.kit.devices import DeviceRecord
 
 PLATFORM = "01JD0000000000000000000000"

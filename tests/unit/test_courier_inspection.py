@@ -15,8 +15,8 @@ from schemas.ids import Address
 from schemas.letters import Place, write_up
 from schemas.registry import Capabilities, EventReport
 from schemas.topics import Channel, Topic
-from services.courier.inspection import Inspected, Inspector
-from services.courier.verifying import Opened
+from services.courier.up.inspection import Inspected, Inspector
+from services.courier.up.verifying import Opened
 from services.kit.devices import DeviceRecord, Standing
 
 ADDRESS, PLATFORM, KEY = Address("harbour", "cam-1"), str(ULID()), Signer.generate()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import Address
-from services.courier.mailboxes import SPARE_ENTRIES, Limits, Mailboxes, Waiting
+from services.courier.down.mailboxes import SPARE_ENTRIES, Limits, Mailboxes, Waiting
 
 A, B = Address("harbour", "a"), Address("harbour", "b")
 LIMITS = Limits(letters=8, window=3, first_s=1.0, limit_s=4.0, attempts=4)

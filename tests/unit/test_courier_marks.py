@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import Address
-from services.courier.marks import MAX_EPOCHS, InState, Marks, SavedDevice, SavedPoint, base
-from services.courier.ordering import Gap, LaneKey
+from services.courier.up.marks import MAX_EPOCHS, InState, Marks, SavedDevice, SavedPoint, base
+from services.courier.up.ordering import Gap, LaneKey
 
 ADDRESS = Address("harbour", "cam-1")
 EPOCH = "01J00000000000000000000000"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.courier.ordering import Gap, LaneKey, Slip, Verdict, parse_message_id, rule
+from services.courier.up.ordering import Gap, LaneKey, Slip, Verdict, parse_message_id, rule
 
 LANE = LaneKey("harbour", "cam-1", "01J", "normal")
 SEQUENCES = st.lists(st.integers(min_value=1, max_value=12), max_size=60)

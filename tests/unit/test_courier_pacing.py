@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import Address
-from services.courier.pacing import Due, ReceiptPacer
+from services.courier.receipts.pacing import Due, ReceiptPacer
 from services.kit.rejects import RejectGate
 
 A, B = Address("harbour", "a"), Address("harbour", "b")

@@ -14,7 +14,7 @@ from schemas.ids import Address
 from schemas.letters import Place, write_up
 from schemas.registry import Capabilities, Enrol, EventReport
 from schemas.topics import Channel, Topic
-from services.courier.verifying import open_letter
+from services.courier.up.verifying import open_letter
 from services.kit.devices import DeviceRecord, Standing
 
 ADDRESS = Address("harbour", "cam-1")

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_runtime import mqtt, sockets
-from edge_runtime.connection import Connection, Ears, Urgency
-from edge_runtime.mqtt import Packet, PacketReader
+from edge_runtime.link import mqtt, sockets
+from edge_runtime.link.connection import Connection, Ears, Urgency
+from edge_runtime.link.mqtt import Packet, PacketReader
 
 ROW = b"x" * 8_000
 

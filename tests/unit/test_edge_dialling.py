@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edge_runtime import link as module
-from edge_runtime import mqtt
-from edge_runtime.dialling import Endpoint, explain, reach
-from edge_runtime.link import Callbacks, Dial, Link
-from edge_runtime.mqtt import PacketReader
+from edge_runtime.link import link as module
+from edge_runtime.link import mqtt
+from edge_runtime.link.dialling import Endpoint, explain, reach
+from edge_runtime.link.link import Callbacks, Dial, Link
+from edge_runtime.link.mqtt import PacketReader
 
 ENDED = datetime(2001, 1, 1, tzinfo=UTC)
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -203,8 +203,8 @@ async def test_a_server_that_hangs_up_is_dialled_again(monkeypatch) -> None:
 
 async def test_a_server_that_answers_nothing_more_is_left_in_the_end(monkeypatch) -> None:
     monkeypatch.setattr(module, "WATCH_S", 0.02)
-    monkeypatch.setattr("edge_runtime.liveness.PING_S", 0.1)
-    monkeypatch.setattr("edge_runtime.liveness.MAX_UNANSWERED_S", 0.5)
+    monkeypatch.setattr("edge_runtime.link.liveness.PING_S", 0.1)
+    monkeypatch.setattr("edge_runtime.link.liveness.MAX_UNANSWERED_S", 0.5)
     monkeypatch.setattr(module, "MIN_DELAY_S", 0.01)
     server = Server(pongs=False)
     async with broker(server.talk) as port:
@@ -217,8 +217,8 @@ async def test_a_server_that_answers_nothing_more_is_left_in_the_end(monkeypatch
 
 async def test_pings_keep_an_idle_connection_and_measure_it(monkeypatch) -> None:
     monkeypatch.setattr(module, "WATCH_S", 0.02)
-    monkeypatch.setattr("edge_runtime.liveness.PING_S", 0.1)
-    monkeypatch.setattr("edge_runtime.liveness.MIN_SILENCE_S", 0.3)
+    monkeypatch.setattr("edge_runtime.link.liveness.PING_S", 0.1)
+    monkeypatch.setattr("edge_runtime.link.liveness.MIN_SILENCE_S", 0.3)
     server = Server()
     async with broker(server.talk) as port:
         ears = Ears(port)

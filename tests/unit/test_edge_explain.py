@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.conduct import Conduct
-from edge_runtime.explain import as_text, explanation
-from edge_runtime.link import Measured
-from edge_runtime.probes import Overrides, Probes
-from edge_runtime.readings import DeviceReadings
+from edge_runtime.condition.probes import Overrides, Probes
+from edge_runtime.condition.readings import DeviceReadings
+from edge_runtime.condition.status import StatusFile
+from edge_runtime.conduct.conduct import Conduct
+from edge_runtime.conduct.explain import as_text, explanation
+from edge_runtime.link.link import Measured
 from edge_runtime.settings import EdgeSettings, OwnerLimits
-from edge_runtime.status import StatusFile
 from schemas.registry import Twin
 
 CALM = Overrides(percent=70.0, charging=False, temp_c=40.0, memory_mb=4_096, network="wifi")

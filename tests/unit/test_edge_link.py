@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from edge_runtime.condition.status import StatusFile, as_text, read_status
 from edge_runtime.errors import ConfigError
-from edge_runtime.line import Line
-from edge_runtime.link import Endpoint
+from edge_runtime.link.line import Line
+from edge_runtime.link.link import Endpoint
 from edge_runtime.lock import exclusive
-from edge_runtime.status import StatusFile, as_text, read_status
 
 
 def test_an_address_is_read() -> None:

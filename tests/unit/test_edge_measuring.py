@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.liveness import MAX_SILENCE_S, MAX_UNANSWERED_S, MIN_SILENCE_S, PING_S, Pulse, judge
-from edge_runtime.measuring import (
+from edge_runtime.link.liveness import MAX_SILENCE_S, MAX_UNANSWERED_S, MIN_SILENCE_S, PING_S, Pulse, judge
+from edge_runtime.link.measuring import (
     MAX_BACKLOG_BYTES,
     MIN_BACKLOG_BYTES,
     MIN_SENT,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_runtime import mqtt
-from edge_runtime.mqtt import Packet, PacketReader, ProtocolError
+from edge_runtime.link import mqtt
+from edge_runtime.link.mqtt import Packet, PacketReader, ProtocolError
 
 
 def read(data: bytes, cuts: list[int]) -> list[Packet]:

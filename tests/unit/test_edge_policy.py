@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.policy import (
+from edge_runtime.condition.probes import PROFILES, Probes, read_overrides
+from edge_runtime.condition.readings import DeviceReadings
+from edge_runtime.conduct.policy import (
     BETTER,
     DETOUR_BYTES,
     FOLDER_BYTES,
@@ -23,8 +25,6 @@ from edge_runtime.policy import (
     classify,
     decide,
 )
-from edge_runtime.probes import PROFILES, Probes, read_overrides
-from edge_runtime.readings import DeviceReadings
 from edge_runtime.settings import EdgeSettings, OwnerLimits
 from schemas.events import LANES
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime import probes as module
-from edge_runtime.datasets import Datasets, sample_count
+from edge_runtime.condition import probes as module
+from edge_runtime.condition.probes import Overrides, Power, Probes, read_overrides
+from edge_runtime.condition.readings import DeviceReadings
+from edge_runtime.conduct.policy import heartbeat_interval_s, may_work, tightened
 from edge_runtime.errors import ConfigError
-from edge_runtime.policy import heartbeat_interval_s, may_work, tightened
-from edge_runtime.probes import Overrides, Power, Probes, read_overrides
-from edge_runtime.readings import DeviceReadings
+from edge_runtime.learning.datasets import Datasets, sample_count
 from edge_runtime.settings import EdgeSettings, OwnerLimits, load_settings
 from schemas.events import MAX_STATE_BYTES
 from schemas.ids import Address

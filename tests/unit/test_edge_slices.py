@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.parcels import PieceFetcher, Way
-from edge_runtime.slices import Assembly
-from edge_runtime.windows import MIN_WINDOW_BYTES, START_WINDOW_BYTES, Pace
+from edge_runtime.parcels.fetching import PieceFetcher, Way
+from edge_runtime.parcels.slices import Assembly
+from edge_runtime.parcels.windows import MIN_WINDOW_BYTES, START_WINDOW_BYTES, Pace
 from schemas.aggregator import Artifact
 from schemas.depot import PieceSlice, Slice, Want, read_slice, write_piece, write_recipe, write_slice
 from schemas.errors import MessageError
@@ -147,7 +147,7 @@ def test_the_slice_follows_the_window_and_never_exceeds_what_is_left() -> None:
 
 
 async def test_while_bytes_come_in_a_piece_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.windows.MIN_STALL_S", 0.05)
+    monkeypatch.setattr("edge_runtime.parcels.windows.MIN_STALL_S", 0.05)
     heard = [0.0]
     depot = SlowDepot(Way(receiving=lambda: heard[0]))
     loop = asyncio.get_running_loop()
@@ -162,8 +162,8 @@ async def test_while_bytes_come_in_a_piece_is_not_asked_for_again(monkeypatch: p
 
 
 async def test_what_was_given_up_as_lost_may_still_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.windows.MIN_STALL_S", 0.01)
-    monkeypatch.setattr("edge_runtime.windows.MIN_PAUSE_S", 60.0)
+    monkeypatch.setattr("edge_runtime.parcels.windows.MIN_STALL_S", 0.01)
+    monkeypatch.setattr("edge_runtime.parcels.windows.MIN_PAUSE_S", 60.0)
     depot = SlowDepot()
     depot.fetcher._pace = Pace(lambda: 1.0)
     depot.answer = lambda data, part: None  # type: ignore[method-assign]

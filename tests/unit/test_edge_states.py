@@ -7,7 +7,7 @@ import pytest
 
 from edge_runtime.letters.pigeonholes import MAX_HOLES, Pigeonholes
 from edge_runtime.letters.states import MAX_GOT_IDS, StateDesk
-from edge_runtime.link import Urgency
+from edge_runtime.link.link import Urgency
 from schemas.aggregator import Progress
 from schemas.errors import MessageError
 from schemas.ids import Address

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import FetchError
-from edge_runtime.parcels import PieceFetcher
-from edge_runtime.windows import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES, Pace
+from edge_runtime.parcels.fetching import PieceFetcher
+from edge_runtime.parcels.windows import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES, Pace
 from schemas.aggregator import Artifact
 from schemas.depot import MAX_WANT, Want, write_piece, write_recipe
 
@@ -133,7 +133,7 @@ async def test_a_recipe_that_does_not_make_the_artifact_is_refused(tmp_path: Pat
 async def test_a_full_disk_is_said_before_and_while_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     depot = Depot(pieces())
     with monkeypatch.context() as patched:
-        patched.setattr("edge_runtime.parcels.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000))
+        patched.setattr("edge_runtime.parcels.fetching.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000))
         with pytest.raises(FetchError, match="make room") as raised:
             await depot.fetcher.fetch(depot.artifact, tmp_path / "file")
     assert raised.value.reason == "disk_full"
@@ -141,7 +141,7 @@ async def test_a_full_disk_is_said_before_and_while_it_fills(tmp_path: Path, mon
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edge_runtime.parcels.os.pwrite", full)
+    monkeypatch.setattr("edge_runtime.parcels.fetching.os.pwrite", full)
     with pytest.raises(FetchError) as raised:
         await depot.fetcher.fetch(depot.artifact, tmp_path / "file")
     assert raised.value.reason == "disk_full"

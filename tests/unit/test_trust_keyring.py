@@ -73,7 +73,7 @@ def test_a_reload_brings_what_a_refresh_wrote(world: World) -> None:
 
 def test_it_costs_the_agent_no_heavy_library() -> None:
     code = (
-        "import sys; import edge_runtime.trust.keyring, edge_runtime.parcels;"
+        "import sys; import edge_runtime.trust.keyring, edge_runtime.parcels.fetching;"
         "heavy = {'tuf', 'securesystemslib', 'zstandard', 'numpy'} & set(sys.modules); sys.exit(','.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,0 +1,70 @@
+"""What went wrong on this device: as events for the platform, as problems for people who look at its status."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edge_runtime.budget import Budget
+from edge_runtime.errors import EdgeError, OutboxError
+from edge_runtime.logs import Log
+from edge_runtime.parcels.fetching import PieceRefusal
+from schemas.events import DownLetter, Message
+from schemas.registry import EventReport
+
+log = Log(__name__)
+
+PIECE_REPORTS_PER_MINUTE = 10
+MAX_LINE = 512
+"""Characters of a message in an event."""
+
+
+class Alarms:
+    """Tells of failures and never fails itself.
+
+    Args:
+        send: stores a letter.
+
+    Attributes:
+        problems: what does not work at present, by the name of the work.
+    """
+
+    def __init__(self, send: Callable[[str, Message], object]) -> None:
+        self._send = send
+        self._piece_budget = Budget(PIECE_REPORTS_PER_MINUTE)
+        self.problems: dict[str, str] = {}
+
+    def report(self, event: EventReport) -> None:
+        """Send an event; if it cannot be stored, that is a problem of its own."""
+        try:
+            self._send("event", event)
+        except OutboxError as error:
+            self.problems["outbox"] = str(error)
+            log.error("outbox.failed", reason=error.reason, message=str(error), lost=event.name)
+
+    def handler_failed(self, letter: DownLetter[Any], kind: str, error: Exception) -> None:
+        """A part raised over a letter, which counts as handled."""
+        self.report(
+            EventReport(
+                name="letter.failed",
+                severity="warning",
+                reason=error.reason if isinstance(error, EdgeError) else "failed",
+                message=f"{kind} letter {letter.id}: {error}"[:MAX_LINE],
+                details={"letter": letter.id, "kind": kind},
+            )
+        )
+
+    def piece_refused(self, refusal: PieceRefusal) -> None:
+        """Bytes that are not what they claim to be; a flood of them is told in part only."""
+        log.warning("piece.refused", reason=refusal.reason, message=refusal.message)
+        if self._piece_budget.take(time.monotonic()):
+            self.report(
+                EventReport(
+                    name="piece.refused",
+                    severity="high",
+                    reason=refusal.reason,
+                    message=refusal.message[:MAX_LINE],
+                    details=dict(refusal.details),
+                )
+            )

@@ -1,0 +1,1 @@
+"""How the device behaves: the policy tables, what they are asked with, and `causeway-edge explain`."""

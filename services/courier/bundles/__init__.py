@@ -1,0 +1,1 @@
+"""Letters that others carried: bundles taken apart, answered, and brought by hand."""

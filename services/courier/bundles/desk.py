@@ -1,0 +1,93 @@
+"""The courier's part in carrying: takes bundles apart, answers them, and serves those who bring them by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from services.courier.bundles.answers import Answers
+from services.courier.bundles.carried import CarriedLetters
+from services.courier.bundles.origins import Origins
+from services.courier.bundles.reader import BundleReader
+from services.courier.bundles.unpacker import Unpacker
+from services.courier.bundles.verbs import BundleVerbs
+from services.courier.down.postman import Postman
+from services.courier.receipts.receipts import Receipts
+from services.courier.settings import CourierSettings
+from services.kit.bus import Bus
+from services.kit.devices import DeviceBook
+from services.kit.keys import LetterKey
+from services.kit.rejects import Turnstile
+from services.kit.service import Service
+
+log = structlog.get_logger()
+
+
+class Bundles:
+    """Works while this courier is active.
+
+    Without a seal key there is nothing to do: no device could have sealed a bundle to this courier.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        key: LetterKey,
+        platform: str,
+        *,
+        book: DeviceBook,
+        carried: CarriedLetters,
+        postman: Postman,
+        receipts: Receipts,
+        turnstile: Turnstile,
+        settings: CourierSettings,
+    ) -> None:
+        self._bus = bus
+        self._reader: BundleReader | None = None
+        if key.seal_key is None:
+            log.warning("bundles.off", why="the courier's key file has no seal seed; `causeway init` writes one")
+            return
+        origins = Origins(settings.max_origins)
+        self._answers = Answers(
+            bus,
+            key,
+            platform,
+            book=book,
+            origins=origins,
+            postman=postman,
+            receipts=receipts,
+            settings=settings,
+        )
+        unpacker = Unpacker(
+            book,
+            platform,
+            key.seal_key,
+            carried=carried,
+            postman=postman,
+            origins=origins,
+            turnstile=turnstile,
+            answer=self._answers.ask,
+            settings=settings,
+        )
+        self._reader = BundleReader(bus, unpacker, turnstile, settings)
+        self._verbs = BundleVerbs(self._reader, self._answers, origins, postman)
+
+    def start(self, service: Service, *ready: asyncio.Event) -> None:
+        """Begin once letters are taken and mailboxes known; only an active courier calls this."""
+        if self._reader is not None:
+            service.bus.on_disconnect(self._reader.doubt)
+            service.spawn(self._answers.run(), "answers")
+            service.spawn(self._run(self._reader, ready), "bundles")
+            service.every(self._reader.extend_interval_s, self._reader.extend, "bundles-held")
+
+    def interrupt(self, why: str) -> None:
+        """The consumer may be gone."""
+        if self._reader is not None:
+            self._reader.interrupt(why)
+
+    async def _run(self, reader: BundleReader, ready: tuple[asyncio.Event, ...]) -> None:
+        for sign in ready:
+            await sign.wait()
+        await self._verbs.serve(self._bus)
+        await reader.run()

@@ -1,0 +1,92 @@
+"""What the courier remembers of devices whose letters come in bundles: bounded, and learnt anew with the next one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from schemas.courier import Hello
+from schemas.ids import Address
+from services.courier.bundles.fragments import MAX_CARRIERS
+
+MAX_STORED = 16
+"""Bundles of one origin that are remembered as stored."""
+
+
+@dataclass(slots=True)
+class Origin:
+    """One device that speaks through others.
+
+    Attributes:
+        hello: its last carried word; what receipts are bound to.
+        said_at: when it was made, as its device signed, and not after it came; in seconds since 1970.
+        carriers: who brought its bundles last, the newest at the end.
+        stored: ids of its last bundles of which every letter is in IN.
+    """
+
+    hello: Hello | None = None
+    said_at: float = 0.0
+    carriers: tuple[Address, ...] = ()
+    stored: tuple[str, ...] = ()
+
+
+class Origins:
+    """The devices whose bundles came last."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._origins: OrderedDict[Address, Origin] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def get(self, address: Address) -> Origin:
+        """What is known of a device, which may be nothing."""
+        return self._origins.get(address, Origin())
+
+    def known(self) -> list[Address]:
+        """Devices that a bundle came from."""
+        return list(self._origins)
+
+    def brought(self, address: Address, carriers: Iterable[Address]) -> None:
+        """Carriers handed over something of a device."""
+        origin = self._touch(address)
+        newest = tuple(carriers)
+        kept = tuple(known for known in origin.carriers if known not in newest)
+        origin.carriers = (*kept, *newest)[-MAX_CARRIERS:]
+
+    def heard(self, address: Address, hello: Hello, created: float, now: float) -> None:
+        """A device's carried hello; one that was made before the last is late and says nothing.
+
+        Args:
+            address: the device.
+            hello: its word.
+            created: when the device says that it made the bundle. Its clock never goes behind what was proven to it,
+                yet may be ahead.
+            now: both in seconds since 1970.
+        """
+        origin, at = self._touch(address), min(created, now)
+        if at >= origin.said_at:
+            origin.hello, origin.said_at = hello, at
+
+    def is_stored(self, address: Address, bundle: str) -> bool:
+        """Whether all of a bundle is known to be in IN."""
+        return bundle in self.get(address).stored
+
+    def stored(self, address: Address, bundle: str) -> None:
+        """Every letter of a bundle is in IN."""
+        origin = self._touch(address)
+        origin.stored = (*(known for known in origin.stored if known != bundle), bundle)[-MAX_STORED:]
+
+    def doubt(self) -> None:
+        """IN may hold less than was acknowledged."""
+        for origin in self._origins.values():
+            origin.stored = ()
+
+    def _touch(self, address: Address) -> Origin:
+        origin = self._origins.setdefault(address, Origin())
+        self._origins.move_to_end(address)
+        if len(self._origins) > self._limit:
+            self._origins.popitem(last=False)
+        return origin

@@ -1,0 +1,1 @@
+"""Letters down: in their mailboxes until the device says `got`."""

@@ -1,0 +1,1 @@
+"""What a device may delete: who is told what, when, signed."""

@@ -1,0 +1,1 @@
+"""Letters up: out of UP, verified, ordered, stored in IN."""
