@@ -35,10 +35,10 @@ from bench.report import BenchError, Target, arguments, conduct, percentile, say
 from bench.roundtrip import Pace, connected, up
 from bench.stall import probing
 from services.courier.up.ordering import parse_message_id
-from services.courier.up.puller import scan
 from services.kit.bus import Bus
 from services.kit.folder import StateFolder
 from services.kit.permissions import AUDITOR
+from services.kit.puller import scan
 from services.kit.settings import Settings
 from services.kit.streams import IN
 

@@ -1,6 +1,6 @@
 """One simulated device that comes back, without its socket: bytes in, bytes out. `bench.herd` moves thousands of them.
 
-It does what the edge agent does at a return (`edge_runtime/link/line.py`), with the agent's own pauses: CONNECT with
+It does what the edge agent does at a return (`edge_runtime/line.py`), with the agent's own pauses: CONNECT with
 a last will, SUBSCRIBE, hello until receipt and trust have come, a heartbeat, `got` for the letters that it holds.
 What it leaves out is the disk, and, but for a sample of devices, the signatures, since a real device pays for both
 with a processor of its own.

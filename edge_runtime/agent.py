@@ -15,7 +15,6 @@ from edge_runtime.clock import FlooredClock
 from edge_runtime.condition.alarms import Alarms
 from edge_runtime.condition.readings import DeviceReadings
 from edge_runtime.condition.status import StatusFile
-from edge_runtime.condition.vitals import MAX_MODELS, Vitals
 from edge_runtime.conduct.conduct import Conduct
 from edge_runtime.errors import EdgeError
 from edge_runtime.folder import EdgeFolder
@@ -25,7 +24,7 @@ from edge_runtime.identity import Identity, require_enrolled, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.link.line import Line, Premises
+from edge_runtime.line import Line, Premises
 from edge_runtime.link.link import Endpoint
 from edge_runtime.lock import exclusive
 from edge_runtime.logs import Log
@@ -34,6 +33,7 @@ from edge_runtime.ports import Context, LetterHandler
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.trust.keeper import Treasury, TrustKeeper
 from edge_runtime.trust.keyring import Keyring
+from edge_runtime.vitals import MAX_MODELS, Vitals
 from edge_runtime.worker.client import Worker
 from schemas.events import Lane, Message
 from schemas.registry import EventReport, Twin
@@ -270,7 +270,7 @@ class Agent:
     def _answered(self) -> None:
         self._conduct.look()
         self._parcels.connected()
-        self._chores.report_losses()
+        self._chores.tell_losses()
         self._chores.beat_now()
         self._chores.status_now()
 
@@ -352,7 +352,7 @@ class Agent:
 
 
 def lane_of(kind: str, data: Message) -> Lane:
-    """The lane that a letter travels in unless told otherwise (protocols, section 0)."""
+    """The lane that a letter travels in unless told otherwise."""
     if kind == "enrol" or (isinstance(data, EventReport) and data.severity == "high"):
         return "control"
     return "bulk" if kind == "bundle" else "normal"

@@ -12,16 +12,16 @@ from edge_runtime.clock import FlooredClock
 from edge_runtime.condition.alarms import MAX_LINE, Alarms
 from edge_runtime.condition.readings import DeviceReadings
 from edge_runtime.condition.status import StatusFile
-from edge_runtime.condition.vitals import Vitals
 from edge_runtime.conduct.conduct import LOOK_S, Conduct
 from edge_runtime.errors import EdgeError
 from edge_runtime.household import OFFER, enrol_letter, offer
 from edge_runtime.identity import Identity
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.link.line import Line
+from edge_runtime.line import Line
 from edge_runtime.logs import Log
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.vitals import Vitals
 from schemas.errors import MessageError
 from schemas.events import Message
 from schemas.registry import Heartbeat
@@ -33,6 +33,8 @@ STATUS_S = 2.0
 RENEWAL_CHECK_S = 60.0
 RENEW_AGAIN_S = 3_600.0
 OFFER_CHECK_S = 60.0
+MAX_AGAIN_S = 300.0
+"""A chore that fails as nobody expected is tried again after twice its interval, then later and later, up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Chores:
         group.create_task(self._beat(), name="heartbeat")
         group.create_task(self._every(LOOK_S, self._look), name="conduct")
         group.create_task(self._every(HOUSEKEEPING_S, self._tidy), name="housekeeping")
+        group.create_task(self._every(HOUSEKEEPING_S, self._report_losses), name="losses")
         group.create_task(self._every(STATUS_S, self.write_status, self._status_now), name="status")
         group.create_task(self._every(RENEWAL_CHECK_S, self._renew), name="renewal")
         group.create_task(self._every(OFFER_CHECK_S, self._tell_offer), name="offer")
@@ -78,6 +81,10 @@ class Chores:
         """There is news for people on the device."""
         self._status_now.set()
 
+    def tell_losses(self) -> None:
+        """Tell now what the outbox gave up since it was last told."""
+        self._try(self._report_losses)
+
     def write_status(self) -> None:
         """Write `status.json` if there is news.
 
@@ -89,22 +96,35 @@ class Chores:
         self._house.status.write(vitals.status(self._house.alarms.problems), vitals.figures())
 
     async def _every(self, interval_s: float, work: Callable[[], object], now: asyncio.Event | None = None) -> None:
-        problems = self._house.alarms.problems
+        pause_s = interval_s
         while True:
-            try:
-                work()
-                problems.pop(work.__name__, None)
-            except (EdgeError, OSError) as error:
-                # A full disk, above all; the next turn tries again, and status shows it.
-                self._failed(work.__name__, "periodic.failed", error)
-            await _pause(interval_s, now)
+            pause_s = interval_s if self._try(work) else min(2 * pause_s, MAX_AGAIN_S)
+            await _pause(pause_s, now)
+
+    def _try(self, work: Callable[[], object]) -> bool:
+        """Do it; False if it failed as nobody expected."""
+        try:
+            work()
+            self._house.alarms.problems.pop(work.__name__, None)
+        except (EdgeError, OSError) as error:
+            # A full disk, above all; the next turn tries again, and status shows it.
+            self._failed(work.__name__, "periodic.failed", error)
+        except Exception as error:
+            # A torn row, say. The agent goes on: it would meet the same again at every start.
+            if self._is_news(work.__name__, _unexpected(error)):
+                log.exception("periodic.unexpected", work=work.__name__)
+            return False
+        return True
 
     def _failed(self, work: str, event: str, error: Exception) -> None:
-        problems, message = self._house.alarms.problems, str(error)
-        if problems.get(work) != message:
-            # Once: the log may be on the disk that is full.
-            log.error(event, work=work, message=message)
-        problems[work] = message
+        if self._is_news(work, str(error)):
+            log.error(event, work=work, message=str(error))
+
+    def _is_news(self, work: str, message: str) -> bool:
+        """Whether to log it: once, since the log may be on the disk that is full."""
+        problems = self._house.alarms.problems
+        before, problems[work] = problems.get(work), message
+        return before != message
 
     async def _beat(self) -> None:
         house = self._house
@@ -115,6 +135,9 @@ class Chores:
                 house.alarms.problems.pop("heartbeat", None)
             except (EdgeError, MessageError) as error:
                 self._failed("heartbeat", "heartbeat.failed", error)
+            except Exception as error:
+                if self._is_news("heartbeat", _unexpected(error)):
+                    log.exception("heartbeat.unexpected")
 
     def _send_heartbeat(self, heartbeat: Heartbeat) -> None:
         line = self._house.line
@@ -130,19 +153,13 @@ class Chores:
         if self._house.conduct.look().bulk != before:
             self._house.line.postman.wake()
 
-    def report_losses(self) -> None:
-        """Tell what the outbox gave up since it was last told.
-
-        Raises:
-            OutboxError: if the outbox cannot be read.
-        """
-        if self._house.outbox.report_losses():
-            self._house.line.postman.wake()
-
     def _tidy(self) -> None:
         self._house.outbox.trim()
         self._house.inbox.trim()
-        self.report_losses()
+
+    def _report_losses(self) -> None:
+        if self._house.outbox.report_losses():
+            self._house.line.postman.wake()
 
     def _renew(self) -> None:
         house, identity = self._house, self._house.identity()
@@ -176,6 +193,10 @@ class Chores:
             house.send("enrol", enrol_letter(house.identity(), capabilities))
             log.info("offer.told", datasets=capabilities.datasets, runners=capabilities.runners)
         house.inbox.remember(OFFER, now)
+
+
+def _unexpected(error: Exception) -> str:
+    return f"{error!r}"[:MAX_LINE] + "; the log says where; it is tried again"
 
 
 async def _pause(interval_s: float, now: asyncio.Event | None) -> None:

@@ -169,7 +169,7 @@ async def _serve(settings: EdgeSettings) -> None:
 
 
 def _explain(settings: EdgeSettings, options: argparse.Namespace) -> int:
-    from edge_runtime.conduct.explain import as_text, explanation  # noqa: PLC0415 - `status` must answer at once
+    from edge_runtime.explain import as_text, explanation  # noqa: PLC0415 - `status` must answer at once
 
     found = explanation(settings)
     print(json.dumps(found, indent=2) if options.json else as_text(found))

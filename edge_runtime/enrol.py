@@ -1,4 +1,4 @@
-"""Enrolment: with a token in hand, become a device of the platform (protocols, section 0, "Enrolment, step by step").
+"""Enrolment: with a token in hand, become a device of the platform.
 
 Every step can be repeated: the keys are on disk before the first word, the enrol letter is in the outbox, and the
 welcome is in the inbox before it is acted on. A crash anywhere is mended by running the same command again.
@@ -20,7 +20,7 @@ from edge_runtime.identity import Identity, load_identity, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.link.line import Line, Premises
+from edge_runtime.line import Line, Premises
 from edge_runtime.link.link import Endpoint
 from edge_runtime.lock import exclusive
 from edge_runtime.logs import Log

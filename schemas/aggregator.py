@@ -1,4 +1,4 @@
-"""Messages of the aggregator: rounds of federated learning (protocols, section 4)."""
+"""Messages of the aggregator: rounds of federated learning."""
 
 from __future__ import annotations
 

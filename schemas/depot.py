@@ -1,4 +1,4 @@
-"""Messages of the depot: parcels prove themselves and are not CloudEvents (protocols, sections 2 and 3)."""
+"""Messages of the depot: parcels prove themselves and are not CloudEvents."""
 
 from __future__ import annotations
 

@@ -168,8 +168,8 @@ def _signature(entry: Any) -> tuple[str, bytes]:
     if not isinstance(entry, dict):
         raise EnvelopeError("a signature must be an object with keyid and sig")
     keyid = entry.get("keyid")
-    if not isinstance(keyid, str) or not 0 < len(keyid) <= _MAX_KEYID:
-        raise EnvelopeError("a signature needs a keyid")
+    if not isinstance(keyid, str) or not 0 < len(keyid) <= _MAX_KEYID or not (keyid.isascii() and keyid.isprintable()):
+        raise EnvelopeError(f"a signature needs a keyid of 1 to {_MAX_KEYID} printable ASCII characters")
     signature = _unbase64(entry.get("sig"), "sig")
     if len(signature) != 64:
         raise EnvelopeError(f"an Ed25519 signature has 64 bytes, got {len(signature)}")

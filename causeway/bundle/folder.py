@@ -10,18 +10,16 @@ Files are written whole or not at all, so that a stick may be drawn at any time.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.carriers.listing import fragments
+from edge_runtime.carriers.listing import fragments, read_name
 from edge_runtime.carriers.pieces import read_piece_file
 from edge_runtime.folder import write_durable
 from schemas.bundles import MAX_FRAME_BYTES, MAX_LIFETIME_S
 from schemas.ids import Address
 from services.kit.errors import RefusedError
 
-_NAME = re.compile(r"([0-7][0-9A-HJKMNP-TV-Z]{25})\.([0-9]{1,3})\.bundle")
 _MODE = 0o644
 """Nothing in it is secret: bundles are sealed, and pieces are named by signed digests."""
 
@@ -111,7 +109,7 @@ class BundleFolder:
 def _listed(folder: Path) -> dict[str, list[BundleFile]]:
     found: dict[str, list[BundleFile]] = {}
     for path in fragments(folder).paths:
-        match = _NAME.fullmatch(path.name)
-        if match is not None and path.is_file() and not path.is_symlink():
-            found.setdefault(match[1], []).append(BundleFile(match[1], int(match[2]), path))
+        named = read_name(path.name)
+        if named is not None and path.is_file() and not path.is_symlink():
+            found.setdefault(named[0], []).append(BundleFile(*named, path))
     return {bundle: sorted(found[bundle]) for bundle in sorted(found)}

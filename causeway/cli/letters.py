@@ -26,7 +26,7 @@ from causeway.cli.common import (
     table,
 )
 from causeway.cli.options import address, whole, whole_argument
-from causeway.platform.readers import add_reader
+from causeway.platform.readers import READER_DAYS, add_reader
 from causeway.rejects import Rejected, RejectedLetter, Wanted, parse_since
 from causeway.sdk import Orchestrator
 from schemas.events import Lane
@@ -164,6 +164,9 @@ def recall(
 def reader(
     name: Annotated[str, typer.Argument(help="Name of the program: letters, digits, - and _.")],
     kind: Annotated[list[str], typer.Option("--kind", help="Kind of letters that it reads, as `sample`; repeat it.")],
+    days: Annotated[
+        int, whole("--days", text="How long they are good; run this again before.", high=3_650)
+    ] = READER_DAYS,
     state: State = DEFAULT_STATE,
     as_json: Json = False,
 ) -> None:
@@ -174,11 +177,13 @@ def reader(
     with explained():
         folder = StateFolder(state.absolute()).require()
         url = load_settings(folder).bus.nats_url
-        made = add_reader(folder, name, kind)
+        made = add_reader(folder, name, kind, days)
     if as_json:
         print_json({"url": url, **asdict(made)})
         return
-    console.print(f"wrote {made.credentials}, a secret", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"wrote {made.credentials}, a secret, good until {made.expires}", soft_wrap=True, highlight=False, markup=False
+    )
     columns = ("kind", "stream", "subject", "durable consumer")
     table(
         f"for a connection to {url} with inbox prefix {made.inbox_prefix}",

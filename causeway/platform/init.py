@@ -160,10 +160,12 @@ def _write_bus(state: StateFolder, settings: Settings) -> None:
     )
 
 
-def write_user(state: StateFolder, account: NKey, name: str, permissions: Permissions, issued: int) -> None:
+def write_user(
+    state: StateFolder, account: NKey, name: str, permissions: Permissions, issued: int, expires: int | None = None
+) -> None:
     """Write credentials of a user of an account, valid from `issued` on, in seconds since 1970."""
     key = NKey.generate(nkeys.PREFIX_BYTE_USER)
-    jwt = user_jwt(account, UserClaims(name, key.public, permissions, issued))
+    jwt = user_jwt(account, UserClaims(name, key.public, permissions, issued, expires))
     write_private(state.creds(name), creds_text(jwt, key.seed_text))
 
 

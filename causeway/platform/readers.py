@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from causeway.platform.init import BACKDATE_S, write_user
@@ -16,6 +17,8 @@ from services.kit.folder import SERVICES, StateFolder
 from services.kit.permissions import AUDITOR, OPERATOR, SYSTEM_USER, reader_consumer, reader_permissions
 from services.kit.streams import IN
 
+DAY_S = 86_400
+READER_DAYS = 365
 _TAKEN = frozenset({*SERVICES, AUDITOR, OPERATOR, SYSTEM_USER})
 
 
@@ -32,30 +35,30 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What a program needs to connect."""
+    """What a program needs to connect, until `expires`."""
 
     credentials: Path
+    expires: str
     inbox_prefix: str
     sources: tuple[Source, ...]
 
 
-def add_reader(state: StateFolder, name: str, kinds: Sequence[str]) -> Reader:
-    """Write credentials with which a program takes letters of these kinds from IN.
+def add_reader(state: StateFolder, name: str, kinds: Sequence[str], days: int = READER_DAYS) -> Reader:
+    """Write credentials with which a program takes letters of these kinds from IN, in place of its earlier ones.
+
+    Those stay good until their own end: nothing takes them back.
 
     Raises:
         TopicError: if the name or a kind is none.
-        RefusedError: if the platform itself uses the name, or there are such credentials already.
+        RefusedError: if the platform itself uses the name.
         SettingsError: if the platform's account key was moved away.
     """
     check_identifier(name, "name of the program")
     sources = tuple(Source(kind, IN.name, in_pattern(kind), reader_consumer(name, kind)) for kind in kinds)
-    credentials = state.creds(name)
     if name in _TAKEN:
         raise RefusedError(f"make credentials for {name}: a part of the platform has that name; take another")
-    if credentials.exists():
-        raise RefusedError(
-            f"make credentials for {name}: {credentials} is there already; delete it, or take another name"
-        )
     account = NKey.load(state.bus_keys / "account.nk")
-    write_user(state, account, name, reader_permissions(name, kinds), int(time.time()) - BACKDATE_S)
-    return Reader(credentials, f"_INBOX_{name}", sources)
+    now = int(time.time())
+    expires = now + days * DAY_S
+    write_user(state, account, name, reader_permissions(name, kinds), now - BACKDATE_S, expires)
+    return Reader(state.creds(name), datetime.fromtimestamp(expires, UTC).isoformat(), f"_INBOX_{name}", sources)

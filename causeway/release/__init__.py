@@ -1,1 +1,1 @@
-"""Release keys and what is signed with them, on a person's machine (protocols, section 1)."""
+"""Release keys and what is signed with them, on a person's machine."""

@@ -15,7 +15,7 @@ from edge_runtime.identity import Identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.link.line import Line, Premises
+from edge_runtime.line import Line, Premises
 from edge_runtime.link.link import Endpoint
 from edge_runtime.logs import Log
 from edge_runtime.settings import OutboxLimits

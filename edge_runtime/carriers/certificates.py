@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -30,6 +30,8 @@ from schemas.neighbours import PROTOCOL, parse_peer_uri
 
 X509_V_FLAG_NO_CHECK_TIME = 0x200000
 """OpenSSL's, which Python's ssl has no name for."""
+_UNREADABLE = (ValueError, x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
+"""What `cryptography` raises of a certificate that it cannot read; not all of them are ValueErrors."""
 
 
 class NeighbourError(EdgeError):
@@ -67,7 +69,7 @@ def recognise(certificate: bytes | None, platform: str, own: Address, now: datet
         theirs, address = parse_peer_uri(uri)
         key = parsed.public_key()
         expires = parsed.not_valid_after_utc
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, ContractError) as error:
+    except (*_UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension, ContractError) as error:
         raise NeighbourError(f"the peer's certificate names no device: {error}", reason="bad_certificate") from error
     if not isinstance(key, Ed25519PublicKey):
         raise NeighbourError(f"the certificate of {address} is not of an Ed25519 key", reason="bad_certificate")
@@ -89,7 +91,7 @@ def vouched(certificate: bytes, ca_pem: str, platform: str, own: Address, now: d
     try:
         parsed = x509.load_der_x509_certificate(certificate)
         authorities = x509.load_pem_x509_certificates(ca_pem.encode())
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise NeighbourError(f"a certificate cannot be read: {error}", reason="bad_certificate") from error
     if not any(_issued(parsed, authority) for authority in authorities):
         raise NeighbourError("a certificate is not of this platform", reason="unknown_ca")
@@ -99,7 +101,7 @@ def vouched(certificate: bytes, ca_pem: str, platform: str, own: Address, now: d
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*_UNREADABLE, TypeError, InvalidSignature):
         return False
     return True
 

@@ -130,7 +130,8 @@ class Custodian:
 
     def proofs(self, peer: Peer) -> list[bytes]:
         """See `port.Custody`."""
-        return self.store.proofs(sorted({bundle for bundle, _ in peer.has}), peer.done)
+        # The newest first: of those that it has been told before, it names only so many itself.
+        return self.store.proofs(sorted({bundle for bundle, _ in peer.has}, reverse=True), peer.done)
 
     def copy_for(self, key: FragmentKey, peer: Peer) -> Parcel | None:
         """See `port.Custody`."""
@@ -277,6 +278,8 @@ class Custodian:
             return Judged("refused", f"bundle {bundle} is here already, signed by the courier")
         stay = here.difference(evicted)
         if key in stay:
+            if verified and key in doubtful:
+                store.vouch(key)
             return Judged("arrived")
         if any(one.key in stay and one.key[0] == bundle and one.index == index for one in arrived):
             # One of the two is forged, and nobody here knows which; who brings the other keeps it.

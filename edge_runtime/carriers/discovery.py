@@ -113,7 +113,7 @@ class Discovery:
             self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE_TYPE, handlers=[self._changed])
             # A copy of this device's disk may be on the same LAN; the meeting tells them apart, not the name.
             await (await self._zeroconf.async_register_service(info, allow_name_change=True))
-        except (OSError, ZeroconfError) as error:
+        except (OSError, RuntimeError, ZeroconfError) as error:  # RuntimeError: an address that has gone since
             await self.stop()
             raise NeighbourError(f"announce this device on the LAN: {error!r}", reason="no_multicast") from error
         log.info("neighbours.announced", name=name, addresses=interfaces.addresses, port=port)

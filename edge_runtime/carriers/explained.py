@@ -18,7 +18,12 @@ def as_lines(carriers: Mapping[str, Any] | None) -> list[str]:
     """For people; `carriers` is what `CarrierService.status` made, or `custody` alone where no agent runs."""
     if carriers is None:
         return ["  off: carriers.enabled is false"]
-    told = {"custody": _custody(carriers), "own": _own(carriers)}
+    if "own" in carriers:
+        told = {"custody": _custody(carriers), "own": _own(carriers)}
+    else:
+        held = carriers["carried"]
+        text = f"{held['fragments']} fragments, {held['bytes']} bytes of others"
+        told = {"custody": f"{text}; the agent that wrote this is of an earlier version and says no more"}
     if "transport" in carriers:
         told = {"way now": f"{carriers['transport']}: {carriers['reason']}"} | told
         told |= {"neighbours": _neighbours(carriers["neighbours"]), "folder": _folder(carriers)}
@@ -48,7 +53,7 @@ def _neighbours(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "off: neighbours.enabled is false"
     seen = ", ".join(found["in_sight"]) or "none"
-    last = found["last_met"]
+    last = found.get("last_met")
     when = f"the last with {last['peer']} at {last['at']}" if last else "none yet"
     turned = ", ".join(f"{count} {why}" for why, count in sorted(found["refusals"].items()))
     return f"in sight: {seen}; {found['meetings']} meetings, {when}" + (f"; refused: {turned}" if turned else "")
@@ -57,7 +62,7 @@ def _neighbours(found: Mapping[str, Any] | None) -> str:
 def _folder(carriers: Mapping[str, Any]) -> str:
     if carriers["folder"] is None:
         return "none is set; `causeway-edge bundle` works with any"
-    last = carriers["folder_exchange"]
+    last = carriers.get("folder_exchange")
     if last is None:
         return f"{carriers['folder']}: not exchanged with yet"
     return (

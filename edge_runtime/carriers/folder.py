@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edge_runtime.carriers.ages import Moment, elapsed_s
 from edge_runtime.carriers.custodian import Custodian
-from edge_runtime.carriers.listing import MAX_FILES, Listed, devices, fragments
+from edge_runtime.carriers.listing import Listed, devices, fragments
 from edge_runtime.carriers.names import FragmentKey, Label, key_of, label_of
 from edge_runtime.carriers.pieces import PieceFolder, piece_files, read_bounded, read_piece_file
 from edge_runtime.carriers.port import Verdict
@@ -174,7 +174,7 @@ class FolderCarrier:
         raw = parcel.on_its_way(hops=facts.hops + 1, copies=granted.given, age_s=parcel.way.age_s).write()
         path = self._path(facts)
         _refuse_link(path.parent)
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not self._displaces(facts, path):
             return 0
         # First the share, so that it cannot go twice. Nobody confirms for a folder, and it may be lost: the fragment
         # stays here, to be delivered directly if there is a way.
@@ -283,18 +283,26 @@ class FolderCarrier:
 
     def _present(self) -> set[FragmentKey]:
         """Of what could be written; the folder itself may hold any number of files."""
-        return {one.key for one in self.custodian.passing() if os.path.lexists(self._path(one))}
+        return {
+            one.key
+            for one in self.custodian.passing()
+            if os.path.lexists(path := self._path(one)) and not self._displaces(one, path)
+        }
+
+    def _displaces(self, facts: Carried, path: Path) -> bool:
+        """Whether what lies in the place of a verified fragment is one that claims to be it.
+
+        Only a device that holds both can tell, and reads the file for that.
+        """
+        doubtful = self.custodian.store.namesakes(facts) if facts.verified else ()
+        there = _parcel(path) if doubtful else None
+        return there is not None and key_of(there) in doubtful
 
     def _others(self) -> Listed:
         """What is not for this device: of all folders together no more than of one."""
-        found, own = fragments(self.root / UP), _folder_of(self.custodian.address)
-        paths, left = found.paths, found.left
-        folders = devices(self.root / DOWN)
-        for folder in folders.paths:
-            if folder.name != own:
-                found = fragments(folder, MAX_FILES - len(paths))
-                paths, left = paths + found.paths, left + found.left
-        return Listed(paths, left + folders.left)
+        own, folders = _folder_of(self.custodian.address), devices(self.root / DOWN)
+        found = fragments(self.root / UP, *(folder for folder in folders.paths if folder.name != own))
+        return Listed(found.paths, found.left + folders.left)
 
     def _tidy(self) -> set[FragmentKey]:
         """Take out what has arrived, and own bundles that newer ones have replaced.

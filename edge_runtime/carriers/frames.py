@@ -36,7 +36,8 @@ class ExchangeError(EdgeError):
 class Summary(Message):
     """First frame of both sides."""
 
-    v: Literal[1] = 1
+    v: Literal[2] = 2
+    """2: fragments are named by their marks."""
     fleet: Identifier
     device: Identifier
     platform: Ulid

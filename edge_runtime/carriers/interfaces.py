@@ -84,7 +84,11 @@ def _network(name: str, entry: Any) -> Network | None:
     address = ipaddress.IPv6Address(entry.address.partition("%")[0])
     if not (address.is_link_local or address in _UNIQUE_LOCAL or address.is_loopback):
         return None
-    index = socket.if_nametoindex(name)
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        # It has gone since it was listed.
+        return None
     if not _usable(str(address), index):
         return None
     length = int(ipaddress.IPv6Address(entry.netmask)).bit_count() if entry.netmask else 128

@@ -6,23 +6,23 @@ import itertools
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.bundles import MAX_FRAGMENTS
 
 MAX_NAMES = 1_000_000
-"""Read of one folder; a quarter of a second for each 100,000."""
+"""Read at a time; a quarter of a second for each 100,000."""
 MAX_FILES = 8_192
-"""Fragments and folders of devices looked at in one folder at a time."""
+"""Fragments, or folders of devices, looked at at a time."""
 _BUNDLE = re.compile(r"([0-7][0-9A-HJKMNP-TV-Z]{25})\.([0-9]{1,2})\.bundle")
 _DEVICE = re.compile(r"[A-Za-z0-9_-]{1,63}\.[A-Za-z0-9_-]{1,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """Some of the entries of a folder, in order.
+    """Some of the entries of folders, in the order of their names.
 
     Attributes:
         left: how many more have such a name.
@@ -32,35 +32,39 @@ class Listed:
     left: int = 0
 
 
-def fragments(folder: Path, most: int = MAX_FILES) -> Listed:
-    """Files that are named like fragments; follows no link."""
-    return some(folder, lambda entry: _is_fragment(entry.name), most)
-
-
-def devices(parent: Path, most: int = MAX_FILES) -> Listed:
-    """Folders that are named like devices."""
-    return some(parent, lambda entry: bool(_DEVICE.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False), most)
-
-
-def some(folder: Path, wanted: Callable[[os.DirEntry[str]], bool], most: int = MAX_FILES) -> Listed:
-    """Entries that are wanted, whatever else lies there. Raises OSError."""
-    if folder.is_symlink() or not folder.is_dir():
-        return Listed([])
-    names: list[str] = []
-    seen = 0
-    with os.scandir(folder) as entries:
-        for entry in itertools.islice(entries, MAX_NAMES):
-            if not wanted(entry):
-                continue
-            seen += 1
-            if len(names) < most:
-                names.append(entry.name)
-            elif (place := random.randrange(seen)) < most:  # noqa: S311 - no secret
-                # Each has the same chance (Vitter's R): whoever filled the folder must not choose what is never seen.
-                names[place] = entry.name
-    return Listed([folder / name for name in sorted(names)], seen - len(names))
-
-
-def _is_fragment(name: str) -> bool:
+def read_name(name: str) -> tuple[str, int] | None:
+    """Bundle and index of a file that is named like a fragment."""
     match = _BUNDLE.fullmatch(name)
-    return match is not None and int(match[2]) < MAX_FRAGMENTS
+    return (match[1], int(match[2])) if match is not None and int(match[2]) < MAX_FRAGMENTS else None
+
+
+def fragments(*folders: Path) -> Listed:
+    """Files that are named like fragments; follows no link."""
+    return some(folders, lambda entry: read_name(entry.name) is not None)
+
+
+def devices(parent: Path) -> Listed:
+    """Folders that are named like devices."""
+    return some([parent], lambda entry: bool(_DEVICE.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False))
+
+
+def some(folders: Sequence[Path], wanted: Callable[[os.DirEntry[str]], bool]) -> Listed:
+    """Entries that are wanted, of all folders together, whatever else lies there. Raises OSError."""
+    paths: list[Path] = []
+    seen = read = 0
+    # Whoever fills folders must not choose what is never seen: neither by which comes first, nor within one, where each
+    # entry has the same chance (Vitter's R).
+    for folder in random.sample(folders, len(folders)):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in itertools.islice(entries, MAX_NAMES - read):
+                read += 1
+                if not wanted(entry):
+                    continue
+                seen += 1
+                if len(paths) < MAX_FILES:
+                    paths.append(folder / entry.name)
+                elif (place := random.randrange(seen)) < MAX_FILES:  # noqa: S311 - no secret
+                    paths[place] = folder / entry.name
+    return Listed(sorted(paths, key=lambda path: (path.name, path)), seen - len(paths))

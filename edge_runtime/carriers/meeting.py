@@ -67,7 +67,9 @@ def explain(error: Exception, doing: str, otherwise: str) -> NeighbourError:
 
 async def close(writer: asyncio.StreamWriter) -> None:
     """Let go of a connection, with what is still to be sent."""
-    writer.close()
+    # One that is lost already: asyncio's TLS transport cannot be aborted any more after a second close.
+    if not writer.is_closing():
+        writer.close()
     try:
         async with asyncio.timeout(CLOSE_S):
             await writer.wait_closed()

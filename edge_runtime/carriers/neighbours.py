@@ -107,8 +107,10 @@ class Neighbours:
                 group.create_task(self._make_calls(group), name="neighbours call")
         finally:
             self.port = 0
-            if self._discovery is not None:
-                await self._discovery.stop()
+            self._listening.clear()
+            discovery, self._discovery = self._discovery, None
+            if discovery is not None:
+                await discovery.stop()
 
     def in_sight(self) -> Collection[Address]:
         """Peers that could be met now."""
@@ -223,6 +225,9 @@ class Neighbours:
             if error.reason != "busy":
                 self._contacts.failed(name, time.monotonic())
             self._refused(error, name)
+        except Exception:  # noqa: BLE001 - see `_guest`
+            self._contacts.failed(name, time.monotonic())
+            self._unexpected(name)
 
     async def _reach(self, places: tuple[Place, ...]) -> Streams:
         context = self._tls()[1]
@@ -236,6 +241,8 @@ class Neighbours:
             await self._meet(streams, ours=None)
         except (EdgeError, ContractError) as error:
             self._refused(error, "a guest")
+        except Exception:  # noqa: BLE001 - one peer, whatever it sends, ends no meeting but its own
+            self._unexpected("a guest")
 
     async def _meet(self, streams: Streams, ours: str | None) -> None:
         identity = self._home.identity()
@@ -278,6 +285,11 @@ class Neighbours:
         self.refusals[error.reason] += 1
         tell = log.warning if self._told.take(time.monotonic()) else log.debug
         tell("neighbour.refused", who=who, reason=error.reason, message=str(error))
+
+    def _unexpected(self, who: str) -> None:
+        self.refusals["unexpected"] += 1
+        if self._told.take(time.monotonic()):
+            log.exception("neighbour.unexpected", who=who)  # noqa: LOG004 - called inside one
 
     def _trouble(self, error: NeighbourError) -> None:
         if self.problem != str(error):

@@ -21,7 +21,7 @@ from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.letters.sending import Run
 from edge_runtime.letters.signing import signed
-from edge_runtime.link.line import CARRIED_SESSION
+from edge_runtime.line import CARRIED_SESSION
 from edge_runtime.logs import Log
 from edge_runtime.trust.keyring import Keyring
 from schemas.bundles import MAX_CARRIED, Addressed, CarriedLetter, Contents, write_bundle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -93,10 +94,11 @@ def piece_path(root: Path, digest: str) -> Path:
 
 
 def piece_files(root: Path) -> Iterator[Path]:
-    """Every file that is named like a piece, of crowded folders some. Raises OSError."""
-    for first in range(256) if root.is_dir() else ():
+    """Every file that is named like a piece, of crowded folders some; in an order by chance. Raises OSError."""
+    for first in random.sample(range(256), 256) if root.is_dir() else ():
         prefix = f"{first:02x}"
-        yield from some(root / prefix, partial(_is_piece, prefix)).paths
+        paths = some([root / prefix], partial(_is_piece, prefix)).paths
+        yield from random.sample(paths, len(paths))
 
 
 def _is_piece(prefix: str, entry: os.DirEntry[str]) -> bool:

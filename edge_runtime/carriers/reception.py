@@ -100,6 +100,8 @@ class Reception:
             task = group.create_task(self._receive(connection, caller))
             self._guests[task] = caller
             task.add_done_callback(lambda task: self._guests.pop(task, None))
+            # Accepting does not yield while somebody waits; a task that is given up before it began closes nothing.
+            await asyncio.sleep(0)
 
     def _refusal(self, connection: socket.socket, host: str) -> str | None:
         if not self._local(connection.getsockname()):

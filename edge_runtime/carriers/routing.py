@@ -19,7 +19,7 @@ ORIGIN_SHARE = 0.25
 UNVERIFIED_SHARE = 0.25
 """Of the room; what all heads together may fill of which nobody here can tell whether they are genuine."""
 GIVER_SHARE = 0.5
-"""Of the room; what one peer may fill, whatever origins it names."""
+"""Of the room; what one peer may fill with verified ones, whatever origins it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,19 +173,19 @@ def admit(new: Carried, held: Sequence[Carried], room: Room) -> Admitted:
     something more urgent than the new one.
 
     One that is not verified pushes out nothing that is, and only what a giver brought who has more of the kind here; so
-    whoever forges, however urgently, leaves each other giver its part of that share. The quota of an origin counts
-    them apart, since anybody can name it. Own bundles have their own bound and are never counted here.
+    whoever forges, however urgently, leaves each other giver its part of that share. Both quotas count them apart, so
+    that they keep out nothing that is genuine. Own bundles have their own bound and are never counted here.
     """
     others = [carried for carried in held if not carried.own]
     gone = [carried.key for carried in others if carried.expired]
     others = [carried for carried in others if not carried.expired]
     if _over(new, others, lambda c: (c.origin, c.verified), room, ORIGIN_SHARE):
         return Admitted(taken=False, evicted=tuple(gone))
-    if _over(new, others, lambda c: c.giver, room, GIVER_SHARE):
+    if _over(new, others, lambda c: (c.giver, c.verified), room, GIVER_SHARE):
         return Admitted(taken=False, evicted=tuple(gone))
     pushed: list[FragmentKey] = []
     while (crowded := _crowded(new, others, room)) is not None:
-        victim = _doubtful(crowded, new) or (_victim(crowded, new.priority) if new.verified else None)
+        victim = _doubtful(crowded, new, room) or (_victim(crowded, new.priority) if new.verified else None)
         if victim is None:
             # What it would have pushed out stays.
             return Admitted(taken=False, evicted=tuple(gone))
@@ -211,19 +211,24 @@ def _fits(carried: Sequence[Carried], room: Room) -> bool:
     return len(carried) <= room.fragments and sum(one.bytes for one in carried) <= room.bytes
 
 
-def _doubtful(others: Sequence[Carried], new: Carried) -> Carried | None:
+def _doubtful(others: Sequence[Carried], new: Carried, room: Room) -> Carried | None:
     """Of what is not verified: the least urgent and oldest of the giver that has most of it here."""
-    sizes: dict[str, int] = {}
+    given: dict[str, list[Carried]] = {}
     for carried in others:
         if not carried.verified:
-            sizes[carried.giver] = sizes.get(carried.giver, 0) + carried.bytes
-    if not sizes:
+            given.setdefault(carried.giver, []).append(carried)
+    if not given:
         return None
-    most = max(sizes, key=lambda giver: (sizes[giver], giver))
-    if not new.verified and sizes[most] <= sizes.get(new.giver, 0) + new.bytes:
+    fills = {giver: _filled(theirs, room) for giver, theirs in given.items()}
+    most = max(fills, key=lambda giver: (fills[giver], giver))
+    if not new.verified and fills[most] <= _filled([*given.get(new.giver, ()), new], room):
         return None
-    doubtful = [carried for carried in others if not carried.verified and carried.giver == most]
-    return max(doubtful, key=lambda c: (LANES.index(c.priority), c.age_s, c.key))
+    return max(given[most], key=lambda c: (LANES.index(c.priority), c.age_s, c.key))
+
+
+def _filled(carried: Sequence[Carried], room: Room) -> float:
+    """Which part of the room these take, of its bytes or of its places."""
+    return max(sum(one.bytes for one in carried) / room.bytes, len(carried) / room.fragments)
 
 
 def _victim(others: Sequence[Carried], urgency: Lane) -> Carried | None:

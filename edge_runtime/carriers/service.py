@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_runtime.carriers.folder import FolderCarrier
 from edge_runtime.carriers.handing import Counter, HandingIn
+from edge_runtime.carriers.keeping import keep
 from edge_runtime.carriers.opening import Desk, Opening
 from edge_runtime.carriers.pieces import PieceFolder
 from edge_runtime.carriers.reports import Imported
@@ -21,7 +23,7 @@ from edge_runtime.folder import EdgeFolder
 from edge_runtime.identity import Identity
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.link.line import Line
+from edge_runtime.line import Line
 from edge_runtime.logs import Log
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.trust.keyring import Keyring
@@ -126,6 +128,7 @@ class CarrierService:
         """The platform hands over a fragment."""
         try:
             self.station.custodian.down(frame)
+            self._problems.pop("down", None)
         except ContractError as error:
             log.warning("fragment.bad", reason=error.reason, message=str(error))
         except EdgeError as error:
@@ -136,14 +139,18 @@ class CarrierService:
         """Serve until cancelled."""
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._every(TURN_S, self._turn, self._wake), name="carriers")
-            group.create_task(self._every(TIDY_S, self._tidy), name="carriers tidy")
+            works: dict[str, Callable[[], Awaitable[None]]] = {
+                "carriers": partial(self._every, TURN_S, self._turn, self._wake),
+                "carriers tidy": partial(self._every, TIDY_S, self._tidy),
+            }
             if self._folder is not None:
                 poll_s = self._around.settings.carriers.folder_poll_s
-                group.create_task(self._every(poll_s, self._exchange_folder), name="carriers folder")
+                works["carriers folder"] = partial(self._every, poll_s, self._exchange_folder)
             if self._around.settings.neighbours.enabled:
                 self._neighbours = self._make_neighbours()
-                group.create_task(self._neighbours.run(), name="neighbours")
+                works["neighbours"] = self._neighbours.run
+            for name, work in works.items():
+                group.create_task(keep(name, work, self._problems), name=name)
 
     def close(self) -> None:
         """Close the file."""

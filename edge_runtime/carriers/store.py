@@ -24,8 +24,11 @@ from edge_runtime.carriers.names import FragmentKey, Label, key_of, label_of
 from edge_runtime.carriers.packing import Asked, Packed
 from edge_runtime.carriers.routing import Carried
 from edge_runtime.carriers.rows import read_carried, read_packed, read_stored
-from edge_runtime.letters.database import Database
+from edge_runtime.letters.database import Database, transaction
+from edge_runtime.logs import Log
 from schemas.bundles import MAX_COPIES, Parcel
+
+log = Log(__name__)
 
 MAX_SEEN = 8_192
 MAX_DONE = 4_096
@@ -75,7 +78,7 @@ class CarriedStore:
 
     def __init__(self, path: Path, moment: Callable[[], Moment] = machine_moment) -> None:
         self._moment = moment
-        self._database = Database(path, SCHEMA)
+        self._database = Database(path, SCHEMA, _upgrade)
 
     def carried(self) -> list[Carried]:
         """Everything in custody, with the ages of now."""
@@ -297,9 +300,36 @@ class CarriedStore:
         )
         return [(str(row["bundle"]), str(row["mark"])) for row in rows]
 
+    def namesakes(self, of: Carried) -> list[FragmentKey]:
+        """Fragments that claim to be the same part of the same bundle, and whose signer is not known."""
+        rows = self._database.read(
+            "SELECT bundle, mark FROM fragments "
+            "WHERE bundle = ? AND mark <> ? AND name = ? AND idx = ? AND NOT verified",
+            (*of.key, of.label.name, of.index),
+        )
+        return [(str(row["bundle"]), str(row["mark"])) for row in rows]
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+
+def _upgrade(connection: Connection) -> None:
+    """Begin anew with a file of before the marks: nothing in it has a name, and the origins have their letters."""
+    if not _nameless(connection):
+        return
+    with transaction(connection):
+        # Another process may have been quicker.
+        if _nameless(connection):
+            (gone,) = connection.execute("SELECT count(*) FROM fragments").fetchone()
+            for table in ("fragments", "seen", "done", "proofs", "packed", "asked"):
+                connection.execute(f"DROP TABLE IF EXISTS {table}")
+            log.warning("carriers.begun_anew", fragments=gone, message="the file is of an earlier version")
+
+
+def _nameless(connection: Connection) -> bool:
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(fragments)")}
+    return bool(columns) and "mark" not in columns
 
 
 def _insert(

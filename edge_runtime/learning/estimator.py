@@ -17,7 +17,7 @@ Samples = NDArray[Any]
 """Samples first: (N, ...)."""
 
 WEIGHT_BOUND = 8.0
-"""No weight may leave [-8, 8]: the exact sum refuses an update that holds one (protocols, section 4)."""
+"""No weight may leave [-8, 8]: the exact sum refuses an update that holds one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_runtime.errors import EdgeError, FetchError
 from edge_runtime.learning.answers import Answer, Answers
-from edge_runtime.learning.policy import refuse
+from edge_runtime.learning.invitation import refuse
 from edge_runtime.logs import Log
 from edge_runtime.ports import Context
 from schemas.aggregator import MAX_INLINE_BYTES, Progress, Round, Update

@@ -1,4 +1,4 @@
-"""Weights as one vector and as safetensors, both ways (protocols, section 4: names in byte order, C order, f32)."""
+"""Weights as one vector and as safetensors, both ways (names in byte order, C order, f32)."""
 
 from __future__ import annotations
 

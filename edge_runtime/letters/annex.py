@@ -8,10 +8,10 @@ what the file took meanwhile may have been sent: they join its end.
 
 from __future__ import annotations
 
-import random
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from random import Random
 from sqlite3 import Connection
 
 from ulid import ULID
@@ -90,7 +90,7 @@ class Annex:
         connection.execute("INSERT INTO counters VALUES ('dropped', ?)", (lost,))
         return cls(connection, manifest.file_epoch, dict(manifest.base), offset, manifest.annex)
 
-    def keep_apart(self) -> None:
+    def keep_apart(self, chance: Random) -> None:
         """Give no number that an earlier process may have given in memory, of whose letters some may be on their way.
 
         What it passes over belongs to nobody here: a mark in it speaks of such a letter.
@@ -101,7 +101,7 @@ class Annex:
         with transaction(self.connection) as connection:
             for lane in LANES:
                 issued, mark = lanes.get(lane, (0, 0))
-                last = issued + random.randrange(*APART)  # noqa: S311
+                last = issued + chance.randrange(*APART)
                 connection.execute("INSERT OR REPLACE INTO lanes VALUES (?, ?, ?, ?)", (epoch, lane, last, mark))
                 note(connection, epoch, lane, issued + 1, "renumbered", last=last)
 

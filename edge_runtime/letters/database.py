@@ -38,7 +38,8 @@ class Database:
     Args:
         path: of the file.
         schema: statements that make what is absent.
-        upgrade: brings a file of an earlier version up to the schema; called in a transaction before it.
+        upgrade: brings a file of an earlier version up to the schema, which is applied behind it; what it changes, it
+            changes in one transaction of its own.
 
     Raises:
         OutboxError: `disk_full`, `read_only`, `disk_failed`, `damaged`, `busy` or `outbox`, from every method.

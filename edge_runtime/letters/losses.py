@@ -6,9 +6,10 @@ that stores the report, so that each is told exactly once, whatever crashes in b
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from sqlite3 import Connection, Row
+
+from pydantic import ValidationError
 
 from schemas.courier import Loss, Losses, LossReason, LostLetter
 from schemas.events import Lane
@@ -129,7 +130,9 @@ def write(connection: Connection, lost: Range, report: str | None) -> None:
 
 
 def name(connection: Connection, epoch: str, lane: Lane, sequence: int, letter_id: str, kind: str) -> None:
-    """Remember which letter stood on a number, if there is room."""
+    """Remember which letter stood on a number, if there is room and the name can be told: a row may be torn."""
+    if _lost_letter(letter_id, kind, sequence) is None:
+        return
     connection.execute(
         "INSERT OR IGNORE INTO lost SELECT ?, ?, ?, ?, ? WHERE (SELECT count(*) FROM lost) < ?",
         (epoch, lane, sequence, letter_id, kind, MAX_NAMES),
@@ -152,11 +155,11 @@ def id_at(connection: Connection, epoch: str, lane: Lane, sequence: int) -> str 
     ).fetchone()
     if told is None:
         return None
-    for loss in json.loads(told["data"])["losses"] if told["data"] else ():
-        if (loss["epoch"], loss["lane"]) == (epoch, lane):
-            for lost in loss.get("names", []):
-                if lost["sequence"] == sequence:
-                    return str(lost["id"])
+    for loss in _told_by(told["data"]):
+        if (loss.epoch, loss.lane) == (epoch, lane):
+            for lost in loss.names:
+                if lost.sequence == sequence:
+                    return lost.id
     return NOBODY if told["reason"] == "renumbered" else None
 
 
@@ -196,6 +199,7 @@ def next_report(connection: Connection, report: str) -> Losses:
             (lost.epoch, lost.lane, lost.first, lost.last),
         )
         left -= len(names)
+        letters = [_lost_letter(row["id"], row["kind"], row["sequence"]) for row in names]
         told.append(
             Loss(
                 epoch=lost.epoch,
@@ -205,7 +209,7 @@ def next_report(connection: Connection, report: str) -> Losses:
                 reason=lost.reason,
                 letters=lost.letters,
                 maybe_arrived=lost.maybe_arrived,
-                names=[LostLetter(id=row["id"], kind=row["kind"], sequence=row["sequence"]) for row in names],
+                names=[letter for letter in letters if letter is not None],
             )
         )
     return Losses(losses=told)
@@ -238,6 +242,22 @@ def _joins(neighbour: Row | None, reason: LossReason, maybe_arrived: bool) -> bo
 def _take_back(connection: Connection, letter: Row) -> None:
     """A report was given up itself: what it told is to be told again."""
     connection.execute("UPDATE losses SET report = NULL WHERE report = ?", (letter["id"],))
-    for loss in json.loads(letter["data"])["losses"]:
-        for lost in loss.get("names", []):
-            name(connection, loss["epoch"], loss["lane"], lost["sequence"], lost["id"], lost["kind"])
+    for loss in _told_by(letter["data"]):
+        for lost in loss.names:
+            name(connection, loss.epoch, loss.lane, lost.sequence, lost.id, lost.kind)
+
+
+def _told_by(report: str | None) -> list[Loss]:
+    """What a report says; nothing if its row is torn or is no report. The ranges stand in `losses` all the same."""
+    try:
+        return [] if report is None else Losses.model_validate_json(report).losses
+    except ValidationError:
+        return []
+
+
+def _lost_letter(letter_id: str, kind: str, sequence: int) -> LostLetter | None:
+    """A letter by name; None if no report can name it so."""
+    try:
+        return LostLetter(id=letter_id, kind=kind, sequence=sequence)
+    except ValidationError:
+        return None

@@ -13,9 +13,10 @@ from schemas.courier import Receipt
 from schemas.events import DownLetter
 
 NEWEST = "carried_receipt"
-"""Fact: generation and revision of the newest receipt, as far as it was written down."""
-LINK_STEP = 60_000
-"""Receipts over the link are written down by such steps, to spare the flash; revisions of receipts are milliseconds."""
+"""Fact: generation and revision of the newest receipt by whichever way, as far as it was written down. Its name is from
+when it held carried ones alone."""
+LINK_STEP = 60_000_000
+"""Receipts over the link are written down by such steps, to spare the flash; revisions of receipts are microseconds."""
 
 _Order = tuple[int, int]
 
@@ -27,11 +28,16 @@ class NewestReceipt:
         self._inbox = inbox
         self._heard: _Order = (-1, -1)
 
-    def by_link(self, receipt: DownLetter[Receipt]) -> None:
-        """One came over the link, in the session that it answers; so it is no old one."""
+    def by_link(self, receipt: DownLetter[Receipt], *, lowers: bool = False) -> None:
+        """One came over the link, in the session that it answers; so it is no old one.
+
+        Args:
+            receipt: of this outbox's epoch.
+            lowers: some mark goes back. After a restart no older one by carrier may lift it again.
+        """
         order, written = _order(receipt), self._written()
         self._heard = max(self._heard, order)
-        if order[0] > written[0] or order >= (written[0], written[1] + LINK_STEP):
+        if order[0] > written[0] or order >= (written[0], written[1] + (1 if lowers else LINK_STEP)):
             self._inbox.remember(NEWEST, json.dumps(order))
 
     def is_newer(self, receipt: DownLetter[Receipt]) -> bool:

@@ -2,7 +2,7 @@
 
 | table | one row per | columns |
 |---|---|---|
-| meta | fact | `key`, `value`; `epoch` is the present one (ULID made with the file), `base` see `incarnation` |
+| meta | fact | `key`, `value`; `epoch` is the present one (ULID made with the file) |
 | lanes | (epoch, lane) | `issued` highest sequence ever given out, `mark` highest known to be receipted |
 | letters | letter still here | `id` ULID, `epoch`, `lane`, `sequence`, `kind`, `data` JSON, `time` and `receipted_at` in seconds since 1970, `bytes`, `state` waiting or receipted, `born` age clock at its adding, `latest` key that a newer letter of its kind replaces it by, `released` whether it may have been sent |
 | losses | range given up | `epoch`, `lane`, `first`, `last`, `reason` (schemas.courier.LossReason), `letters` that were really there, `report` id of the letter that reports it, `maybe_arrived` whether some may have been sent |

@@ -29,5 +29,5 @@ def signed(letter: Stored, identity: Identity, now: datetime, life: timedelta) -
             expires=now + life,
             signer=identity.signer,
         )
-    except (ValueError, OverflowError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         raise MessageError(f"letter {letter.id} {letter.kind} cannot be signed: {error}") from error

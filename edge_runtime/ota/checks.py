@@ -1,4 +1,4 @@
-"""Do the signed release, the signed assignment and this device agree? Pure (protocols, section 1)."""
+"""Do the signed release, the signed assignment and this device agree? Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `state.json` of a model says, and every step that it may take. Pure (protocols, section 3, commit point).
+"""What `state.json` of a model says, and every step that it may take. Pure.
 
 A model on trial is loaded at most `TRIES` times: each load is spent and stored before it begins. Until `confirm` the
 trial is marked, also after `commit`, so that a device that dies in between goes back to what ran before.

@@ -1,4 +1,4 @@
-"""Fetching artifacts piece by piece (protocols, section 3). Light: no numpy, no TUF, no zstd.
+"""Fetching artifacts piece by piece. Light: no numpy, no TUF, no zstd.
 
 Resuming is a rescan: hash every piece of what lies there, fetch what differs, check the whole digest at the end. There
 is no journal to be wrong. A piece is believed for its digest alone, whoever sent it.

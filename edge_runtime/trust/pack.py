@@ -1,4 +1,4 @@
-"""Opening a trust pack from the bus: bounded before it is believed (protocols, section 1, "zip bomb")."""
+"""Opening a trust pack from the bus: bounded before it is believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of the worker process: take over a trust pack, and look up a signed target (protocols, sections 1 and 2)."""
+"""Jobs of the worker process: take over a trust pack, and look up a signed target."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Federated learning: jobs, rounds, the ledger of updates and their exact sum (protocols, section 4)."""
+"""Federated learning: jobs, rounds, the ledger of updates and their exact sum."""

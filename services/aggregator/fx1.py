@@ -1,6 +1,6 @@
 """The exact sum, encoding `fx1`: fixed point in int64, so order does not matter and a rerun is bit-identical.
 
-Protocols, section 4. q = round-half-even(x * 2^27) for float32 |x| <= 8; acc += w*q; mean = acc / (W * 2^27). With
+q = round-half-even(x * 2^27) for float32 |x| <= 8; acc += w*q; mean = acc / (W * 2^27). With
 w <= 2^12 and at most 2^20 updates |acc| <= 2^(27+3+12+20) = 2^62, so nothing ever overflows.
 """
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from schemas.topics import STATES, UP_LETTERS
-from services.courier.bundles.carried import CarriedLetters
-from services.courier.bundles.desk import Bundles
+from services.courier.bundles.wiring import Bundles
 from services.courier.courier import Courier
 from services.courier.down.postman import Postman
 from services.courier.handlers import StateHandlers
-from services.courier.integrity.guard import Integrity
+from services.courier.integrity.wiring import Integrity
 from services.courier.lease import Lease
 from services.courier.receipts.receipts import Receipts
 from services.courier.receipts.sessions import Sessions
 from services.courier.settings import CourierSettings
+from services.courier.up.carried import CarriedLetters
 from services.courier.up.intake import Intake
-from services.courier.up.pipeline import Pipeline
 from services.kit.devices import DeviceBook
 from services.kit.keys import read_letter_key
+from services.kit.pipeline import Pipeline
 from services.kit.records import RegistryKeys
 from services.kit.rejects import Turnstile
 from services.kit.service import Service

@@ -8,16 +8,16 @@ import structlog
 from nats.errors import Error as NatsError
 
 from services.courier import metrics
-from services.courier.bundles.desk import Bundles
+from services.courier.bundles.wiring import Bundles
 from services.courier.down.postman import Postman
 from services.courier.handlers import StateHandlers
-from services.courier.integrity.guard import Integrity
+from services.courier.integrity.wiring import Integrity
 from services.courier.lease import Lease
 from services.courier.receipts.receipts import Receipts
 from services.courier.up.intake import Intake
-from services.courier.up.pipeline import PipelineError
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
+from services.kit.pipeline import PipelineError
 from services.kit.service import Service
 
 log = structlog.get_logger()

@@ -1,4 +1,4 @@
-"""What a device is sent so that it believes what holds now (protocols, section 2). Pure: versions in, bytes out."""
+"""What a device is sent so that it believes what holds now. Pure: versions in, bytes out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Who is sent a piece next: each device has a bounded queue, and the devices take turns. Pure.
 
-What a device asked for and does not have yet is the flow control (protocols, section 3): nothing is sent unasked, and a
+What a device asked for and does not have yet is the flow control: nothing is sent unasked, and a
 device that asks for more than its bound is refused the rest, which it asks for again later.
 """
 

@@ -1,4 +1,4 @@
-"""NATS identities: nkeys and the JWTs of operator, accounts and users (protocols, section 6; ADR-14 of NATS)."""
+"""NATS identities: nkeys and the JWTs of operator, accounts and users (ADR-14 of NATS)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a platform keeps its files (protocols, section 0, "What `causeway init` writes")."""
+"""Where a platform keeps its files."""
 
 from __future__ import annotations
 

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as EnvironmentSettingsError
 
 from schemas.ids import HOST, Identifier, Ulid
 from schemas.wording import nearest, setting_problems
 from services.kit.errors import SettingsError
 from services.kit.folder import SERVICES, StateFolder
-from services.kit.variables import check_variables, variable
+from services.kit.variables import check_variables, variables_of
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -157,10 +158,16 @@ def _read(state: StateFolder, model: type[S], values: dict[str, Any], table: str
     try:
         return model(**values)
     except ValidationError as error:
-        said = [name for problem in error.errors() if (name := variable(model, problem["loc"])) in os.environ]
-        files = " and ".join([str(state.settings), *dict.fromkeys(said)])
+        said = variables_of(model, os.environ, [problem["loc"] for problem in error.errors()])
+        files = " and ".join([str(state.settings), *said])
         raise SettingsError(
             f"read {files}: {table}{setting_problems(error, model, others)}; correct it or take it out for the default"
+        ) from error
+    except EnvironmentSettingsError as error:
+        said = variables_of(model, os.environ, [(name,) for name in model.model_fields if f'"{name}"' in str(error)])
+        raise SettingsError(
+            f"read {' and '.join(said)} of the environment: {error.__cause__ or error}; "
+            "a whole table is written as JSON, a setting of it as CAUSEWAY_BUS__NATS_PORT=4222"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import get_origin
 
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
@@ -34,19 +35,36 @@ def check_variables(settings: type[BaseSettings], environment: Mapping[str, str]
         SettingsError: naming it and the nearest that there is.
     """
     fields = settings.model_fields.items()
-    known = {variable(settings, (name,)) for name, _ in fields}
+    known = {variable(settings, (name,)): field.annotation for name, field in fields}
     others = tuple(f"{variable(settings, (table,))}_" for table in tables)
     for name, value in environment.items():
-        first = name.upper().partition("__")[0]
-        if not first.startswith(variable(settings, ())) or first in known | _OTHERS or first.startswith(others):
+        first, nested_in, _ = name.upper().partition("__")
+        if not first.startswith(variable(settings, ())) or first.startswith(others) or name.upper() in _OTHERS:
+            continue
+        if first in known and (not nested_in or _is_table(known[first])):
             continue
         if _LINK.search(name) or (name.endswith("_PORT") and "://" in value):
             continue
         nested = {variable(settings, (outer, inner)) for outer, field in fields for inner in _names(field.annotation)}
         raise SettingsError(
-            f"read {name} of the environment: there is no such setting{nearest(name.upper(), known | nested)}; "
+            f"read {name} of the environment: there is no such setting{nearest(name.upper(), {*known, *nested})}; "
             "correct it or unset it, all are in docs/settings.md"
         )
+
+
+def variables_of(
+    settings: type[BaseSettings], environment: Iterable[str], places: Iterable[Iterable[int | str]]
+) -> list[str]:
+    """Those that set one of these places, something in it, or a table that it is in."""
+    wanted = [f"{variable(settings, place)}__" for place in places]
+    levels = ((name, f"{name.upper()}__") for name in environment)
+    return [
+        name for name, level in levels if any(place.startswith(level) or level.startswith(place) for place in wanted)
+    ]
+
+
+def _is_table(annotation: object) -> bool:
+    return get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
 
 def _names(table: object) -> Iterable[str]:

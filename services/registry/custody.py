@@ -86,7 +86,7 @@ class Custody:
         if record is not before:
             QUARANTINED.inc()
             log.error("device.quarantined", device=str(address), why=record.quarantine and record.quarantine.message)
-            await self._facts.turn()
+            await self._facts.tell(address)
         return self._view(address)
 
     async def release(self, request: DeviceRequest) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Custody:
         address = Address(request.fleet, request.device)
         await self._write(address, lambda record: release(record, self._now().timestamp()))
         log.warning("device.released", device=str(address))
-        await self._facts.turn()
+        await self._facts.tell(address)
         return self._view(address)
 
     async def recall(self, request: RecallRequest) -> dict[str, Any]:

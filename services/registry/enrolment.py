@@ -1,4 +1,4 @@
-"""Who may join: the verdict on an enrol letter. Pure; the same letter twice has one effect (protocols, section 0)."""
+"""Who may join: the verdict on an enrol letter. Pure; the same letter twice has one effect."""
 
 from __future__ import annotations
 

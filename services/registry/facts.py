@@ -67,10 +67,14 @@ class Facts:
     async def turn(self) -> None:
         """Tell what is owed; what cannot be told now is told at the next turn."""
         for address in list(self._owing):
-            try:
-                await self.settle(address)
-            except (NatsError, TimeoutError, ConflictError) as error:
-                log.warning("fact.not_told", device=str(address), error=repr(error))
+            await self.tell(address)
+
+    async def tell(self, address: Address) -> None:
+        """Tell what one device's record owes, now or at the next turn."""
+        try:
+            await self.settle(address)
+        except (NatsError, TimeoutError, ConflictError) as error:
+            log.warning("fact.not_told", device=str(address), error=repr(error))
 
     def _note(self, record: DeviceRecord) -> None:
         if record.owed is None:

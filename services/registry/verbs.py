@@ -110,18 +110,20 @@ class Verbs:
 
     async def revoke(self, request: DeviceRequest) -> dict[str, Any]:
         """Cut one device off, now and for good; the others do not notice."""
-        await self._facts.settle(Address(request.fleet, request.device))
         stored = self._find(request)
         record = stored.record
         if record.standing != "revoked":
             self._claims.check_room()
+            if record.owed is not None:
+                # A thief is not let on until EVENTS answers; who hears of the revocation needs to know no more.
+                log.warning("fact.overridden", device=str(record.address), fact=record.owed)
             record = revoke(record, self._now().timestamp())
             await self._devices.write(record, stored.revision)
             REVOKED.inc()
             log.warning("device.revoked", device=str(record.address))
-            await self._facts.turn()
-        # Also for one that is revoked already: the bus may not have heard of it.
+        # Also for one that is revoked already: the bus may not have heard of it. Only then is it told to others.
         await self._claims.settle()
+        await self._facts.tell(record.address)
         return self.view(record.address)
 
     def view(self, address: Address, *, heartbeat: bool = False) -> dict[str, Any]:

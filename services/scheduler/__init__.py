@@ -1,1 +1,1 @@
-"""Tasks onto idle devices: placement, leases, results (protocols, section 5)."""
+"""Tasks onto idle devices: placement, leases, results."""

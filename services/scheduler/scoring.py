@@ -147,7 +147,7 @@ def _short_of_memory(node: Node, needed_mb: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """The factors of a score (protocols, section 5)."""
+    """The factors of a score."""
 
     cores: int
     idle: float

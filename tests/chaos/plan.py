@@ -1,4 +1,4 @@
-"""Which faults come when: from a seed, the same list every time. Pure; `faults.py` carries it out."""
+"""Which faults come when: from a seed, the same list every time. Pure; `storm.py` carries it out."""
 
 from __future__ import annotations
 

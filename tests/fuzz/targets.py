@@ -45,6 +45,7 @@ from services.courier.up.verifying import open_letter
 from services.kit.devices import DeviceRecord
 from services.kit.records import RECORD_TYPE
 from services.registry.table import Table
+from tests.fuzz.carriers import Carrier
 from tests.fuzz.examples import example
 
 CAM = Address("harbour", "cam-1")
@@ -81,6 +82,11 @@ class Book:
 
 def targets() -> dict[str, Target]:
     """All of them by name."""
+    carrier = Carrier(PLATFORM, read_parcel(_parcels()[0]), SIGNER)
+    heads = tuple(carrier.signed(label) for label in carrier.labels())
+    # What chance seldom hits: a key whose name is no text, and a version that no certificate has.
+    nameless = heads[0].replace(SIGNER.keyid.encode(), b"\\ud800")
+    version = carrier.certificate.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x06")
     found = {
         "envelope": Target(parse, _sealed()),
         "envelope.record": Target(lambda raw: parse(raw, RECORD_TYPE), (seal(b"{}", SIGNER, RECORD_TYPE),)),
@@ -96,6 +102,14 @@ def targets() -> dict[str, Target]:
         "want": _message(Want),
         "token": _message(Token),
         "bundle.parcel": Target(read_parcel, _parcels()),
+        "bundle.head": Target(carrier.judge, (*heads, nameless), (ContractError, EdgeError), 2),
+        "bundle.label": Target(
+            lambda label: carrier.judge(carrier.signed(label)),
+            tuple(carrier.labels()),
+            (ContractError, EdgeError),
+            2,
+        ),
+        "bundle.certificate": Target(carrier.vouch, (carrier.certificate, version), (EdgeError,)),
         "bundle.contents": Target(_sealed_contents, _contents()),
         "bundle.letter": Target(_bundle_letter, tuple(base64.b64encode(raw) for raw in _parcels())),
         "neighbour.summary": _frame(frames.Summary),

@@ -10,11 +10,11 @@ from schemas.ids import Address
 from schemas.topics import fence_subject, in_subject
 from services.courier.up.chain import Chain, Entry
 from services.courier.up.marks import SavedPoint
+from services.courier.up.marks_store import MarksStore
 from services.courier.up.ordering import LaneKey
-from services.courier.up.pipeline import Pipeline, PipelineError
-from services.courier.up.store import MarksStore
-from services.kit.bus import Bus, connect
-from services.kit.streams import ensure_owned
+from services.kit.bus import Bus, connect, wait_for
+from services.kit.pipeline import Pipeline, PipelineError, Request, read_answer
+from services.kit.streams import IN, ensure_owned
 from tests.support.platform import LivePlatform
 
 ADDRESS = Address("home", "cam-1")
@@ -83,12 +83,59 @@ async def test_saved_marks_and_sessions_are_found_again_without_reading_in_from_
         await bus.close()
 
 
+@pytest.mark.parametrize("key", ["home.cam-1", "_point"])
+async def test_marks_that_a_foreign_value_replaced_are_read_from_in_again(live: LivePlatform, key: str) -> None:
+    """JetStream writes there for whoever may read a stream, with a letter or nothing as the value."""
+    bus = await connect(live.state, live.settings, "courier")
+    try:
+        await ensure_owned(bus.js, "courier")
+        chain, store = await writer(bus)
+        marks, _ = await store.restore(chain)
+        for n, at in zip((1, 2), await chain.append(entries(1, 2)), strict=True):
+            marks.stored(LANE, n, at)
+        await store.save(marks.take_changed({}), SavedPoint(sequence=chain.sequence, message_id=chain.message_id))
+        for place in (key, "no-device", "home.cam-1.x"):
+            for value in (b"", b'{"payloadType":"x","payload":"","signatures":[]}'):
+                await bus.js.publish(f"$KV.marks.{place}", value)
+
+        marks, _ = await store.restore(chain)
+        assert marks.flat == {LANE: 2}
+        # It is mended by the next saving.
+        changed = marks.take_changed({})
+        assert ADDRESS in changed
+        await store.save(changed, SavedPoint(sequence=chain.sequence, message_id=chain.message_id))
+        saved, point = await store._load()
+        assert (saved, point is None) == (changed, False)
+    finally:
+        await bus.close()
+
+
 async def test_a_missing_stream_is_an_error_and_no_silence(live: LivePlatform) -> None:
     bus = await connect(live.state, live.settings, "courier")
     try:
         chain, _ = await writer(bus)
         with pytest.raises(PipelineError, match="does not answer"):
             await chain.fence()
+    finally:
+        await bus.close()
+
+
+async def test_what_is_asked_without_a_connection_is_not_sent_when_it_is_back(live: LivePlatform) -> None:
+    bus = await connect(live.state, live.settings, "courier")
+    try:
+        await ensure_owned(bus.js, "courier")
+        pipeline, lost = Pipeline(bus, 5.0), asyncio.Event()
+        await pipeline.open()
+        bus.on_disconnect(lost.set)
+        live.kill("nats-server")
+        async with asyncio.timeout(5):
+            await lost.wait()
+        with pytest.raises(PipelineError, match=r"2 of 2 .* before the connection was lost"):
+            await pipeline.ask([Request(in_subject("event", ADDRESS), b"{}")] * 2)
+        live.start_bus()
+        await wait_for(lambda: bus.js.stream_info(IN.name), "IN")
+        [answer] = await pipeline.ask([Request(in_subject("event", ADDRESS), b"{}")])
+        assert read_answer(answer)["seq"] == 1
     finally:
         await bus.close()
 
@@ -105,6 +152,7 @@ async def test_what_a_killed_server_was_asked_is_not_waited_for(live: LivePlatfo
             async with asyncio.timeout(2.5):
                 await chain.append(entries(1, 2))
         live.start_bus()
+        await wait_for(lambda: bus.js.stream_info(IN.name), "IN")
         await chain.fence()
         assert await chain.append(entries(3))
     finally:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nats.js.errors import APIError
 
 from schemas.events import Untyped
 from services.kit.bus import Bus
+from services.kit.credentials import decode_jwt
 from tests.support.commands import cli, cli_json
 from tests.support.courier_world import ids, letters, speaking
 from tests.support.platform import LivePlatform, eventually
@@ -116,6 +118,24 @@ def test_a_reader_reads_its_kinds_and_nothing_else(live: LivePlatform, cam: RawD
     for attempt in (events, disguised):
         with pytest.raises((TimeoutError, APIError)):
             in_bus(live, "dashboard", attempt)
+
+    async def read(bus: Bus) -> int:
+        letters = await bus.js.pull_subscribe("cw.in.sample.>", durable="dashboard-sample", stream="IN")
+        batch = await letters.fetch(1, timeout=5)
+        await batch[0].ack_sync()
+        return batch[0].metadata.sequence.consumer
+
+    assert in_bus(live, "dashboard", read) == 1
+    # Renewed, they go on where they were.
+    renewed = cli_json(live, "letters", "reader", "dashboard", "--kind", "sample", "--days", "1")
+    assert timedelta(days=363) < _end(made) - _end(renewed) <= timedelta(days=364)
+    text = live.state.creds("dashboard").read_text()
+    assert decode_jwt(text.splitlines()[1])["exp"] == _end(renewed).timestamp()
+    assert in_bus(live, "dashboard", read) == 2
+
+
+def _end(made: dict[str, str]) -> datetime:
+    return datetime.fromisoformat(made["expires"])
 
 
 @pytest.mark.parametrize(

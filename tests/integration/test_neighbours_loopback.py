@@ -7,6 +7,9 @@ import contextlib
 import ipaddress
 import socket
 import ssl
+import struct
+from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from edge_runtime.carriers.port import MAX_FRAME_BYTES
 from edge_runtime.carriers.reception import MAX_GUESTS, MAX_UNPROVEN_PER_HOST
 from edge_runtime.identity import Identity
 from schemas.neighbours import LENGTH
-from tests.support.neighbours import ENDS, NOW, Host, authority, device, until
+from tests.support.neighbours import ENDS, NOW, Host, Tale, authority, device, until
 
 PLATFORM = str(ULID())
 
@@ -274,6 +277,60 @@ async def test_who_begins_and_does_not_finish_keeps_nobody_out(pair, monkeypatch
         await ended(reader)
         for one in idle:
             one.close()
+
+
+async def test_who_is_given_up_at_once_is_hung_up_on() -> None:
+    """All wait before the first is accepted, so that the oldest goes before anything was done for it."""
+    listener, refusals, callers = reception.listen(0), Counter[str](), []
+
+    async def guest(_streams: reception.Streams) -> None:
+        raise AssertionError("nobody proves anything here")
+
+    door = reception.Reception(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), lambda _: True, guest, refusals)
+    for number in range(MAX_GUESTS + 1):
+        caller = socket.create_connection(("127.0.0.1", listener.getsockname()[1]), 5, (f"127.0.1.{number + 1}", 0))
+        caller.setblocking(False)
+        callers.append(caller)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(door.run(listener, group))
+        async with asyncio.timeout(5):
+            assert await asyncio.get_running_loop().sock_recv(callers[0], 1) == b""
+        assert refusals == {"given_up": 1}
+        for caller in callers:
+            caller.close()
+        await until(lambda: refusals["lost"] == MAX_GUESTS, "the others to end")
+        task.cancel()
+    listener.close()
+
+
+async def test_a_peer_that_brings_out_a_fault_of_ours_ends_no_meeting_but_its_own(pair, caplog) -> None:
+    async with Host(pair[1]) as bob:
+        faulty = Tale([])
+        faulty.receive = lambda frame: frame.decode("utf-8-nobody-has-this")  # type: ignore[method-assign]
+        bob.neighbours._home = replace(bob.neighbours._home, talk=lambda _: faulty)
+        async with Host(pair[0], bob.neighbours.port) as ann:
+            await until(lambda: bob.refusals.get("unexpected"), "the fault to be counted")
+            assert bob.neighbours.port, "it still listens"
+            assert ann.neighbours.port
+    told = [record for record in caplog.records if record.message == "neighbour.unexpected"]
+    assert told
+    assert told[0].exc_info is not None, "with its stack"
+
+
+async def test_a_connection_that_was_reset_can_be_let_go(pair) -> None:
+    async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Without lingering an end is a reset.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(reset, "127.0.0.1", 0, ssl=contexts(pair[1])[0])
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=contexts(pair[0])[1])
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert writer.is_closing()
+        await meeting.close(writer)
 
 
 async def test_one_place_may_begin_few_at_once(pair, monkeypatch) -> None:

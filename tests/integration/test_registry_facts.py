@@ -11,13 +11,14 @@ import pytest
 
 from schemas.envelope import parse
 from schemas.registry import EventReport
-from services.courier.up.puller import scan
 from services.kit.api.registry import DeviceRequest, QuarantineRequest
 from services.kit.devices import device_key
+from services.kit.puller import scan
 from services.kit.records import RECORD_TYPE
+from services.kit.streams import EVENTS
 from tests.support.dying_registry import DEAD, start_dying_registry
 from tests.support.platform import LivePlatform
-from tests.support.registry import Thing, World, until
+from tests.support.registry import Link, Thing, World, until
 
 
 async def enrol(world: World, thing: Thing) -> None:
@@ -91,6 +92,31 @@ async def test_what_a_registry_wrote_and_did_not_tell_the_next_one_tells(
         if event == "device-quarantined":
             assert "two devices use this key" in fact["quarantine"]["message"]
 
+        await until(lambda: settled(world, thing), "the record to owe nothing")
+
+
+async def test_a_device_is_cut_off_also_while_nothing_can_be_told(live: LivePlatform) -> None:
+    thing = Thing("cam-1")
+    async with World(live) as world:
+        welcome = await world.join(thing)
+        js = (await world.bus("registry")).js
+        config = EVENTS.config()
+        config.max_msg_size = 1
+        await js.update_stream(config)
+        await quarantine(world, thing)
+        assert not await settled(world, thing)
+        link = await asyncio.to_thread(Link, live, welcome.jwt or "", welcome.client_id or "")
+        try:
+            assert await asyncio.to_thread(link.accepted)
+            await revoke(world, thing)
+            await asyncio.to_thread(link.lost.get, timeout=5)
+        finally:
+            await asyncio.to_thread(link.close)
+        assert (await world.show(thing))["standing"] == "revoked"
+        assert not await settled(world, thing)
+
+        await js.update_stream(EVENTS.config())
+        await until(lambda: announced(world, "device-revoked"), "the event")
         await until(lambda: settled(world, thing), "the record to owe nothing")
 
 

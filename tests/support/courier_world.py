@@ -14,10 +14,10 @@ from ulid import ULID
 from schemas.events import Message
 from services.courier.up.chain import MESSAGE_ID
 from services.courier.up.ordering import LaneKey
-from services.courier.up.puller import scan
 from services.kit.bus import Bus
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox
+from services.kit.puller import scan
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, enrol, in_bus
 

@@ -98,6 +98,23 @@ def test_who_forges_under_a_certificate_is_refused_and_without_one_not_believed(
     expired.close()
 
 
+@pytest.mark.parametrize(
+    ("what", "by"),
+    [(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x06"), (b"\x06\x03\x2b\x65\x70", b"\x06\x03\x2b\x65\x7f")],
+    ids=["version", "algorithms"],
+)
+def test_a_certificate_that_nobody_can_read_is_not_believed(chain: list[Traveller], what: bytes, by: bytes) -> None:
+    a, b, c = chain
+    genuine = packed(a)
+    assert genuine.head.certificate is not None
+    raw = base64.b64decode(genuine.head.certificate)
+    assert what in raw
+    odd = base64.b64encode(raw.replace(what, by)).decode()
+    forged = signed_anew(genuine, a.identity.signer, certificate=odd)
+    assert b.custodian.take(forged, Peer(c.address, key=c.identity.public_key)) == "kept"
+    assert not verified(b, forged)
+
+
 def test_what_nobody_could_check_is_believed_once_its_origin_comes_by(three: list[Traveller]) -> None:
     a, b, c = three
     parcel = packed(a)

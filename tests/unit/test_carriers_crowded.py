@@ -17,8 +17,9 @@ from edge_runtime.carriers import listing
 from edge_runtime.carriers.folder import FolderCarrier
 from edge_runtime.carriers.pieces import PieceFolder, piece_path
 from edge_runtime.folder import write_durable
+from schemas.bundles import Contents
 from services.kit.api.courier import BundleImportAnswer
-from tests.support.carriers import Traveller
+from tests.support.carriers import Realm, Traveller
 
 
 def junk(folder: Path, files: int, name: str = "{}.0.bundle") -> None:
@@ -30,9 +31,7 @@ def junk(folder: Path, files: int, name: str = "{}.0.bundle") -> None:
 
 def few(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
     """Look at so many of one folder."""
-    for function in (listing.fragments, listing.devices):
-        monkeypatch.setattr(function, "__defaults__", (files,))
-    monkeypatch.setattr(module, "MAX_FILES", files)
+    monkeypatch.setattr(listing, "MAX_FILES", files)
 
 
 def carried(of: Traveller) -> int:
@@ -78,6 +77,23 @@ def test_well_named_junk_is_told_of_and_does_not_hide_what_is_genuine_for_long(
         b.stick(stick).take()
 
 
+@pytest.mark.parametrize("crowded", ["up", "down/home.aaa"])
+def test_junk_in_one_folder_does_not_hide_another(
+    three: list[Traveller], realm: Realm, stick: Path, monkeypatch: pytest.MonkeyPatch, crowded: str
+) -> None:
+    few(monkeypatch, 30)
+    _, b, c = three
+    (down,) = realm.answer(c, Contents())
+    write_durable(stick / f"causeway/down/home.{c.address.device}/{down.head.id}.0.bundle", down.write())
+    junk(stick / "causeway" / crowded, 31)
+    for _ in range(100):
+        done = b.stick(stick).take()
+        assert done.refused <= 30, "of all folders together no more than of one"
+        if done.carried:
+            return
+    raise AssertionError("a folder that somebody else filled hides this one for ever")
+
+
 def test_junk_in_the_folder_does_not_have_a_share_given_twice(
     pair: tuple[Traveller, Traveller], stick: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,14 +124,23 @@ def test_pieces_that_are_none_are_not_read_for_ever(
     pieces = stick / "causeway" / "pieces"
     good = hashlib.sha256(b"good").hexdigest()
     write_durable(piece_path(pieces, good), b"good")
+    # In front of it by the name of its folder, and by its own.
     for number in range(10):
-        piece = piece_path(pieces, f"ff{number:062x}")
-        piece.parent.mkdir(exist_ok=True)
-        piece.write_bytes(b"junk")
+        for prefix in ("00", good[:2]):
+            piece = piece_path(pieces, f"{prefix}{number:062x}")
+            piece.parent.mkdir(exist_ok=True)
+            piece.write_bytes(b"junk")
         (pieces / f"junk-{number}").mkdir()
-    done = a.stick(stick, PieceFolder(a.folder.pieces, max_bytes=1 << 20)).take()
-    assert (done.pieces, done.refused, done.left) == (1, 3, 7)
-    assert done.reasons[0].startswith("pieces/ff/ff000")
+    own, taken = PieceFolder(a.folder.pieces, max_bytes=1 << 20), 0
+    for _ in range(200):
+        done = a.stick(stick, own).take()
+        taken += done.pieces
+        assert done.refused == 3
+        assert done.left == 18 - taken, "what was not looked at is counted"
+        if taken:
+            break
+    assert taken == 1, "junk hides it for ever"
+    assert done.reasons[0].startswith(("pieces/00/00000", f"pieces/{good[:2]}/{good[:2]}000"))
 
 
 def test_a_device_that_carries_for_nobody_calls_nothing_bad_that_is_for_others(

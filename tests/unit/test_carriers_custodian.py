@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from ulid import ULID
 
 from edge_runtime.carriers.names import Label, key_of, label_of
 from edge_runtime.carriers.port import Peer
@@ -97,6 +98,30 @@ def test_an_acknowledgement_frees_every_carrier_that_it_reaches(three: list[Trav
     meet(b, a)
     assert bundle not in {one.key[0] for one in a.store.carried()}
     assert bundle not in {packed.id for packed in a.store.packed()}
+
+
+def test_of_many_proofs_the_newest_come_first(pair: tuple[Traveller, Traveller], realm: Realm) -> None:
+    a, b = pair
+    told = [realm.answer(a, Contents(), acknowledges=(str(ULID.from_int(number)),))[0] for number in range(3)]
+    for proof in told:
+        b.custodian.prove(proof.head_bytes)
+    has = frozenset((str(ULID.from_int(number)), "mark") for number in range(3))
+    assert b.custodian.proofs(Peer(a.address, has=has)) == [proof.head_bytes for proof in reversed(told)]
+
+
+def test_what_waits_for_newer_trust_is_known_once_it_comes_again(realm: Realm, tmp_path: Path) -> None:
+    a, b = (Traveller(realm, tmp_path / name, name) for name in "ab")
+    (down,) = realm.answer(a, Contents())
+    realm.publish(a.folder.root, but="courier")
+    a.restart()
+    assert a.custodian.take(down, Peer(b.address)) == "arrived"
+    assert a.store.unverified(a.address.source) == [key_of(down)]
+    realm.publish(a.folder.root)
+    a.restart()
+    assert a.custodian.take(down, Peer(b.address)) == "arrived"
+    assert a.store.unverified(a.address.source) == []
+    a.close()
+    b.close()
 
 
 def test_a_peer_cannot_declare_others_bundles_done(three: list[Traveller], realm: Realm) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_runtime.carriers.explained import as_lines
-from edge_runtime.conduct.explain import as_text, explanation
+from edge_runtime.explain import as_text, explanation
 from edge_runtime.identity import save_identity
 from edge_runtime.settings import CarrierSettings, EdgeSettings
 from schemas.bundles import Contents
@@ -55,6 +55,20 @@ def test_what_is_off_or_never_was_is_said_too() -> None:
     text = "\n".join(as_lines(STATUS | {"neighbours": alone, "folder_exchange": None}))
     assert "in sight: none; 0 meetings, none yet" in text
     assert "not exchanged with yet" in text
+
+
+def test_a_status_of_an_agent_of_before_is_told_as_far_as_it_goes() -> None:
+    old = {
+        "transport": "link",
+        "reason": "the link is up",
+        "carried": {"fragments": 2, "bytes": 900},
+        "open_bundles": 1,
+        "neighbours": {"in_sight": [], "meetings": 3, "refusals": {}},
+        "folder": "/sync",
+    }
+    text = "\n".join(as_lines(old))
+    assert "2 fragments, 900 bytes of others; the agent that wrote this is of an earlier version" in text
+    assert "3 meetings" in text
 
 
 def test_without_an_agent_it_is_what_lies_on_the_disk(realm: Realm, tmp_path: Path) -> None:

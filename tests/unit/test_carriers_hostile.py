@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from ulid import ULID
 
 from causeway.bundle.folder import BundleFolder
 from edge_runtime.carriers.folder import FolderError
-from edge_runtime.carriers.names import label_of
+from edge_runtime.carriers.names import key_of, label_of
 from edge_runtime.carriers.pieces import MAX_RECIPE_BYTES, piece_path
 from edge_runtime.carriers.port import Peer
 from edge_runtime.folder import write_durable
-from schemas.bundles import Addressed, CarriedLetter, Contents, Parcel, write_bundle
+from schemas.bundles import Addressed, CarriedLetter, Contents, Parcel, read_parcel, write_bundle
 from schemas.envelope import Signer
+from schemas.errors import EnvelopeError
 from schemas.ids import Address
 from services.kit.errors import RefusedError
 from tests.support.carriers import Realm, Traveller, meet
@@ -185,6 +187,43 @@ def altered(parcel: Parcel) -> Parcel:
     assert old in parcel.head_bytes
     envelope = replace(parcel.envelope, signatures=((keyid, flipped),))
     return replace(parcel, envelope=envelope, head_bytes=parcel.head_bytes.replace(old, new))
+
+
+@pytest.mark.parametrize("keyid", ["\ud800", "k\u00e9", "a\nb", ""])
+def test_a_key_that_no_text_can_name_is_refused_and_stops_nobody(
+    pair: tuple[Traveller, Traveller], stick: Path, keyid: str
+) -> None:
+    a, b = pair
+    a.say()
+    a.custodian.packer.pack()
+    (genuine,) = own_bundle(a)
+    envelope = json.loads(genuine.head_bytes)
+    envelope["signatures"][0]["keyid"] = keyid
+    raw = replace(genuine, head_bytes=json.dumps(envelope).encode()).write()
+    with pytest.raises(EnvelopeError, match="keyid"):
+        read_parcel(raw)
+    write_durable(stick / "causeway" / "up" / f"{genuine.head.id}.0.bundle", raw)
+    done = b.stick(stick).take()
+    assert (done.refused, done.carried) == (1, 0)
+
+
+def test_what_a_neighbour_forged_does_not_keep_the_genuine_off_a_stick(
+    pair: tuple[Traveller, Traveller], forger: Traveller, stick: Path
+) -> None:
+    a, b = pair
+    a.say()
+    a.custodian.packer.pack()
+    (genuine,) = own_bundle(a)
+    forged = altered(genuine).on_its_way(hops=1, copies=1, age_s=0.0)
+    assert b.custodian.take(forged, peer(forger)) == "kept"
+    b.custodian.released(key_of(forged), 4, peer(forger))
+    b.stick(stick).export()
+    file = stick / "causeway" / "up" / f"{genuine.head.id}.0.bundle"
+    assert key_of(read_parcel(file.read_bytes())) == key_of(forged)
+    meet(a, b)
+    assert b.stick(stick).export().fragments == 1
+    assert key_of(read_parcel(file.read_bytes())) == key_of(genuine)
+    assert b.stick(stick).export().fragments == 0, "and the forged one does not come back"
 
 
 @pytest.fixture

@@ -181,6 +181,29 @@ def test_who_forges_leaves_room_for_what_others_bring_that_nobody_can_check() ->
         assert not more.taken
 
 
+def test_rubbish_that_lies_in_front_on_a_stick_takes_nothing_of_what_is_genuine_there() -> None:
+    room = Room(10_000, 1_000)
+    held = flood("folder")
+    assert held
+    genuine = [carried(origin=f"/fleets/home/devices/o{n}", giver="folder", bytes=500) for n in range(10)]
+    for new in genuine:
+        admitted = admit(new, held, room)
+        assert admitted.taken
+        held = [c for c in held if c.key not in admitted.evicted] + [new]
+    assert not admit(carried(origin="/fleets/home/devices/o", giver="folder"), held, room).taken, "half for one giver"
+
+
+def test_many_small_fragments_count_as_much_as_few_large_ones() -> None:
+    room = Room(100_000, 40)
+    held = [doubtful(giver="mallory", bytes=1) for _ in range(10)]
+    assert not admit(doubtful(giver="mallory", bytes=1), held, room).taken
+    for _ in range(20):
+        new = doubtful(giver="ann", bytes=2_000)
+        admitted = admit(new, held, room)
+        held = [c for c in held if c.key not in admitted.evicted] + [new] * admitted.taken
+    assert sum(c.giver == "ann" for c in held) == 5, "half of the places that such fragments have"
+
+
 def test_rubbish_in_the_name_of_an_origin_does_not_use_up_its_quota() -> None:
     rubbish = flood("mallory", origin="/fleets/home/devices/ann")
     assert admit(carried(origin="/fleets/home/devices/ann", giver="bob"), rubbish, Room(10_000, 1_000)).taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from edge_runtime.carriers.ages import Moment
@@ -49,6 +50,33 @@ def test_a_restart_forgets_nothing_and_time_goes_on(realm: Realm, tmp_path: Path
     assert store.carried()[0].expired
     store.close()
     target.close()
+
+
+def test_a_file_of_before_the_marks_is_begun_anew(pair: tuple[Traveller, Traveller], tmp_path: Path) -> None:
+    path = tmp_path / "carriers.db"
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        CREATE TABLE fragments (bundle TEXT NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (bundle, idx));
+        CREATE TABLE seen (
+            number INTEGER PRIMARY KEY, bundle TEXT NOT NULL, idx INTEGER NOT NULL, UNIQUE (bundle, idx));
+        CREATE TABLE done (number INTEGER PRIMARY KEY, bundle TEXT NOT NULL UNIQUE, proof TEXT NOT NULL);
+        CREATE TABLE packed (bundle TEXT PRIMARY KEY, epoch TEXT NOT NULL) WITHOUT ROWID;
+        INSERT INTO fragments VALUES ('01J00000000000000000000009', 0);
+        """
+    )
+    old.close()
+    store = CarriedStore(path)
+    assert (store.carried(), store.letters(), store.packed(), store.done(9), store.seen(9)) == ([], {}, [], [], [])
+    a, _ = pair
+    a.say()
+    a.custodian.packer.pack()
+    parcels = [parcel for packed in a.store.packed() for parcel in a.store.fragments_of(packed.id)]
+    store.add(parcels, copies=1)
+    store.close()
+    store = CarriedStore(path)
+    assert len(store.carried()) == len(parcels) > 0, "once, not at each start"
+    store.close()
 
 
 def test_memory_of_what_is_done_is_bounded(tmp_path: Path) -> None:

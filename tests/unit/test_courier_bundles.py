@@ -6,11 +6,15 @@ import asyncio
 import base64
 import os
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 from ulid import ULID
 
 from causeway.bundle.pieces import Piece, places, spans
@@ -29,13 +33,19 @@ from schemas.depot import write_recipe
 from schemas.envelope import Signer, Verifier
 from schemas.errors import ContractError
 from schemas.ids import Address
-from services.courier.bundles.carried import CarriedLetter as Queued
-from services.courier.bundles.carried import CarriedLetters, Judged
 from services.courier.bundles.early import Early
 from services.courier.bundles.fragments import MAX_CARRIERS, Arrival, Fragments, Gathering, Taken
 from services.courier.bundles.opening import check_parcel, letters_of
 from services.courier.bundles.origins import MAX_STORED, Origins
+from services.courier.bundles.reader import BundleReader
+from services.courier.bundles.unpacker import Unpacker
+from services.courier.settings import CourierSettings
+from services.courier.up.carried import CarriedLetter as Queued
+from services.courier.up.carried import CarriedLetters, Judged
+from services.kit.bus import Bus
 from services.kit.devices import DeviceRecord
+from services.kit.puller import Puller, PullError
+from services.kit.rejects import Turnstile
 
 PLATFORM = "01JD0000000000000000000000"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -371,3 +381,17 @@ def test_early_bundles_of_all_devices_have_a_bound() -> None:
     assert early.put(whole_of(bundle(2), 1, 2)) == ()
     assert early.put(whole_of(bundle(2), 3, 4)) == (1, 2)
     assert len(early) == 2
+
+
+async def test_a_reader_in_doubt_takes_nothing_more_of_what_had_come() -> None:
+    """Its numbers may name other letters once the connection is back, and an acknowledged one is gone."""
+    puller = Puller(cast("Client", SimpleNamespace(new_inbox=lambda: "inbox")), "IN", "courier-bundle")
+    unpacker = cast("Unpacker", SimpleNamespace(doubt=lambda: None))
+    reader = BundleReader(cast("Bus", None), unpacker, cast("Turnstile", None), CourierSettings())
+    reader._puller = puller
+    for subject in ("inbox.1", "inbox.2"):
+        await puller._receive(Msg(cast("Client", None), subject))
+        if subject == "inbox.1":
+            reader.doubt()
+    with pytest.raises(PullError, match="doubt"):
+        await puller.take(64, 5.0)

@@ -11,10 +11,10 @@ from ulid import ULID
 
 from schemas.ids import Address
 from schemas.topics import in_subject, refused_subject
-from services.courier.integrity.clones import MAX_DISMISSED, RECENT_LETTERS, CloneWatch, Suspicion, is_voice
+from services.courier.integrity.clones import MAX_DISMISSED, RECENT_LETTERS, CloneWatch, Suspicion
 from services.courier.up.marks import Marks
 from services.courier.up.ordering import LaneKey, Slip, Verdict, rule
-from services.courier.up.verifying import ENROL, Opened
+from services.courier.up.verifying import ENROL, Opened, is_voice
 
 CAM = Address("harbour", "cam-1")
 E1, E2, E3 = (f"01J0000000000000000000000{n}" for n in (1, 2, 3))

@@ -13,13 +13,13 @@ from causeway.rejects import Rejected, Wanted, parse_since
 from schemas.errors import MessageError
 from schemas.ids import Address
 from schemas.topics import Channel, Topic
-from services.courier.integrity.errands import MAX_WAITING, Desk, Errands
 from services.courier.integrity.recalls import floor_of_recall, present_epoch
+from services.courier.up.errands import MAX_WAITING, Desk, Errands
 from services.courier.up.marks import Marks
 from services.courier.up.ordering import LaneKey
 from services.courier.up.pace import WINDOW_S, Pace, sender_of
-from services.courier.up.pipeline import PipelineError
 from services.kit.errors import NotFoundError, RefusedError
+from services.kit.pipeline import PipelineError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

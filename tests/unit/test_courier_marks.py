@@ -117,7 +117,7 @@ def test_an_emptied_in_takes_every_mark_with_it() -> None:
     world.restore()
     assert world.marks.flat == {}
     world.save()
-    assert world.saved[ADDRESS] == SavedDevice()
+    assert world.saved[ADDRESS] == SavedDevice(epochs={})
 
 
 def test_gaps_are_counted_once() -> None:

@@ -12,6 +12,7 @@ from edge_runtime.errors import OutboxError
 from edge_runtime.letters.heads import foreign_marks
 from edge_runtime.letters.inbox import Inbox
 from schemas.events import LANES
+from services.courier.up.ordering import LaneKey, Slip, Verdict, rule
 from tests.support.outbox import Bench, break_disk, die, failing_disk, fill_disk, remount, small_disk
 from tests.unit.test_edge_inbox import letter
 
@@ -118,21 +119,38 @@ def test_lives_on_a_disk_that_cannot_be_written_give_no_number_twice(tmp_path) -
         assert len(given) == len(set(given)) == 18
 
         bench.open()
-        letter_id = bench.add()
-        ((own, _),) = bench.all_above(mark=3)
-        for mark in (4, own - 1):
+        letter_id, _ = bench.add(), bench.add()
+        own = bench.all_above(mark=3)[0][0]
+        for mark, heads in ((4, {}), (own - 2, {}), (own - 1, {"normal": "another's"})):
             # What an earlier life sent meanwhile: nothing of it is known here.
-            assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": mark}, {}) == {"normal": mark}
+            for later in (False, True):
+                found = foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": mark}, heads, later=later)
+                assert found == {"normal": mark}
+        lifted = lifted_by_what_comes_early(bench)
+        assert lifted == own - 1
+        for later in (False, True):
+            assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": lifted}, {}, later=later) == {}
         assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": own}, {"normal": letter_id}) == {}
         remount(folder, "rw")
         bench.outbox.database._tried_at = 0.0
         bench.outbox.trim()
         bench.reopen()
-        assert bench.all_above(mark=3) == [(own, letter_id)]
+        assert bench.all_above(mark=3)[0] == (own, letter_id)
         assert ("normal", 4, own - 1, "renumbered", 0) in bench.losses()
         assert bench.outbox.summary().dropped == 0
-        assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": own - 1}, {}) == {"normal": own - 1}
+        assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": own - 2}, {}) == {"normal": own - 2}
+        assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": own - 1}, {}) == {}
         bench.outbox.close()
+
+
+def lifted_by_what_comes_early(bench: Bench) -> int:
+    """The courier's mark of `normal`, once it got what waits except its first letter."""
+    run = bench.outbox.run_above("normal", 3)
+    _, *others = bench.outbox.load("normal", run)
+    lane = LaneKey("home", "cam-1", bench.outbox.epoch, "normal")
+    ruling = rule([Slip(lane, letter.sequence, letter.floor) for letter in others], {lane: 3})
+    assert set(ruling.verdicts) == {Verdict.EARLY}
+    return ruling.marks[lane]
 
 
 @as_root

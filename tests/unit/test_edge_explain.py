@@ -13,7 +13,7 @@ from edge_runtime.condition.probes import Overrides, Probes
 from edge_runtime.condition.readings import DeviceReadings
 from edge_runtime.condition.status import StatusFile
 from edge_runtime.conduct.conduct import Conduct
-from edge_runtime.conduct.explain import as_text, explanation
+from edge_runtime.explain import as_text, explanation
 from edge_runtime.link.link import Measured
 from edge_runtime.settings import EdgeSettings, OwnerLimits
 from schemas.registry import Twin

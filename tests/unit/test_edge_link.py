@@ -11,7 +11,7 @@ import pytest
 
 from edge_runtime.condition.status import StatusFile, as_text, read_status
 from edge_runtime.errors import ConfigError
-from edge_runtime.link.line import Line
+from edge_runtime.line import Line
 from edge_runtime.link.link import Endpoint
 from edge_runtime.lock import exclusive
 

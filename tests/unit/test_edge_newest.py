@@ -13,7 +13,7 @@ from edge_runtime.letters.newest import LINK_STEP, NewestReceipt
 from schemas.courier import Receipt
 from schemas.events import DownLetter
 
-BEGUN = 1_700_000_000_000
+BEGUN = 1_700_000_000_000_000
 
 
 def receipt(revision: int, generation: int = 1) -> DownLetter[Receipt]:
@@ -57,6 +57,16 @@ def test_the_link_is_written_down_by_steps_and_a_restart_forgets_no_more_than_on
     words.restart()
     assert not words.carried(receipt(BEGUN + 3 * LINK_STEP))
     assert words.carried(receipt(BEGUN + 3 * LINK_STEP + 1))
+
+
+def test_one_that_lowered_a_mark_is_written_down_at_once(tmp_path: Path) -> None:
+    words = Words(tmp_path)
+    words.newest.by_link(receipt(BEGUN))
+    words.newest.by_link(receipt(BEGUN + 2), lowers=True)
+    words.newest.by_link(receipt(BEGUN + 1), lowers=True)
+    words.restart()
+    assert not words.carried(receipt(BEGUN + 2))
+    assert words.carried(receipt(BEGUN + 3))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=20))

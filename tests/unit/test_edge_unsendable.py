@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
+import pytest
+from ulid import ULID
+
+from edge_runtime.letters.heads import foreign_marks
 from edge_runtime.letters.sending import Run
+from edge_runtime.letters.signing import signed
+from schemas.courier import Losses
+from schemas.envelope import Signer
+from schemas.errors import ContractError
+from schemas.events import Untyped
+from schemas.ids import Address
 from tests.support.carriers import Realm, Traveller, letters_of
 from tests.support.outbox import Bench, fill
+
+IDENTITY = SimpleNamespace(address=Address("home", "cam-1"), platform=str(ULID()), signer=Signer.generate())
 
 
 @pytest.fixture
@@ -48,3 +61,53 @@ def test_a_bundle_is_packed_without_it(pair: tuple[Traveller, Traveller], realm:
     packed = [letter.id for parcels in a.bundles().values() for letter in letters_of(realm.open(parcels))]
     assert packed == [ids[0], ids[2]]
     assert a.outbox.summary().dropped == 1
+
+
+@pytest.mark.parametrize("kind", ["sample", "losses"])
+@pytest.mark.parametrize(
+    ("column", "torn"),
+    [("id", "nonsense"), ("kind", "Bad Kind\n"), ("time", "torn"), ("data", "torn"), ("data", b"\xff")],
+)
+def test_whatever_is_torn_the_letter_is_given_up_and_the_loss_is_told(bench, column, torn, kind) -> None:
+    ids = [bench.add(n) for n in range(3)]
+    (second,) = bench.outbox.load("normal", Run(2, 2))
+    bench.outbox.give_up(second, "unsendable")
+    if kind == "losses":
+        assert bench.outbox.report_losses()
+    lane, sequence = ("control", 1) if kind == "losses" else ("normal", 3)
+    tear(bench, f"UPDATE letters SET {column} = ? WHERE lane = ? AND sequence = ?", (torn, lane, sequence))
+    (letter,) = bench.outbox.load(lane, Run(sequence, sequence))
+    with pytest.raises(ContractError, match="cannot be signed"):
+        signed(letter, IDENTITY, datetime.now(UTC), timedelta(days=1))
+    # The platform's word about the number of a letter that a torn report named: neither proof of another disk.
+    assert foreign_marks(bench.outbox, bench.outbox.lanes(), {"normal": 2}, {"normal": ids[1]}) == {}
+    assert bench.outbox.give_up(letter, "unsendable")
+    (report,) = bench.outbox.report_losses()
+    told = Losses.read(bench.rows(f"SELECT data FROM letters WHERE id = '{report}'")[0][0].encode()).losses
+    assert (lane, sequence) in [(loss.lane, loss.last) for loss in told]
+    named = [name.id for loss in told for name in loss.names]
+    assert (letter.id in named) is (column not in {"id", "kind"})
+    assert bench.outbox.report_losses() == []
+
+
+def test_a_report_of_losses_that_says_something_else_is_given_up_and_the_losses_are_told_again(bench) -> None:
+    ids = [bench.add(n) for n in range(2)]
+    (letter,) = bench.outbox.load("normal", Run(1, 1))
+    bench.outbox.give_up(letter, "unsendable")
+    bench.outbox.add("losses", Untyped(number=1), "control")
+    (foreign,) = bench.outbox.load("control", Run(1, 1))
+    assert bench.outbox.give_up(foreign, "unsendable")
+    tear(bench, "INSERT OR REPLACE INTO lost VALUES (?, 'normal', 1, 'nonsense', 'Bad Kind')", (bench.outbox.epoch,))
+    (report,) = bench.outbox.report_losses()
+    told = Losses.read(bench.rows(f"SELECT data FROM letters WHERE id = '{report}'")[0][0].encode()).losses
+    assert [(loss.lane, [name.id for name in loss.names]) for loss in told] == [
+        ("control", [foreign.id]),
+        ("normal", []),
+    ]
+    assert bench.rows("SELECT * FROM lost") == []
+    assert bench.all_above() == [(2, ids[1])]
+
+
+def tear(bench: Bench, change: str, values: tuple[object, ...]) -> None:
+    with bench.outbox.database.write("change a row") as connection:
+        connection.execute(change, values)

@@ -57,6 +57,9 @@ def test_a_services_own_table_is_looked_at_before_anything_starts(state: StateFo
         ("CAUSEWAY_FLET", "CAUSEWAY_FLEET"),
         ("CAUSEWAY_HTTP_GATEWAY_PORT", "CAUSEWAY_HTTP__GATEWAY_PORT"),
         ("CAUSEWAY_COURIR_BATCH", None),
+        ("CAUSEWAY_FLEET__NAME", "CAUSEWAY_FLEET"),
+        ("CAUSEWAY_PLATFORM__X", "CAUSEWAY_PLATFORM"),
+        ("CAUSEWAY_STATE__X", None),
     ],
 )
 def test_a_misspelt_variable_is_refused(
@@ -76,6 +79,10 @@ def test_a_misspelt_variable_of_a_table_or_a_service_is_refused(
     load_settings(state)
     with pytest.raises(SettingsError, match=r"CAUSEWAY_COURIER_BATHC .*did you mean CAUSEWAY_COURIER_BATCH\?"):
         load_table(state, "courier", CourierSettings)
+    monkeypatch.delenv("CAUSEWAY_COURIER_BATHC")
+    monkeypatch.setenv("CAUSEWAY_COURIER_BATCH__X", "3")
+    with pytest.raises(SettingsError, match=r"CAUSEWAY_COURIER_BATCH__X .*did you mean CAUSEWAY_COURIER_BATCH\?"):
+        load_table(state, "courier", CourierSettings)
     monkeypatch.setenv("CAUSEWAY_BUS__NATS_PROT", "3")
     with pytest.raises(SettingsError, match=r"and CAUSEWAY_BUS__NATS_PROT: bus.nats_prot: .*did you mean nats_port\?"):
         load_settings(state)
@@ -87,6 +94,25 @@ def test_a_variable_with_a_bad_value_is_named_beside_the_file(
     monkeypatch.setenv("CAUSEWAY_BUS__NATS_PORT", "0")
     with pytest.raises(SettingsError, match=r"settings.toml and CAUSEWAY_BUS__NATS_PORT: bus.nats_port: "):
         load_settings(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CAUSEWAY_BUS", '{"nats_prot": 3}', "settings.toml and CAUSEWAY_BUS: bus.nats_prot: there is no such name"),
+        ("CAUSEWAY_BUS__HOST__X", "1", "settings.toml and CAUSEWAY_BUS__HOST__X: bus.host: "),
+        ("CAUSEWAY_HTTP__HEALTH_PORTS__CURIER", "9000", "and CAUSEWAY_HTTP__HEALTH_PORTS__CURIER: http.health_ports: "),
+        ("CAUSEWAY_BUS", "x", "read CAUSEWAY_BUS of the environment: Expecting value"),
+        ("CAUSEWAY_HTTP__HEALTH_PORTS", "x", "read CAUSEWAY_HTTP__HEALTH_PORTS of the environment: Expecting value"),
+    ],
+)
+def test_a_variable_of_a_whole_table_is_named(
+    state: StateFolder, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings(state)
+    assert said in str(refused.value)
 
 
 def test_variables_of_others_are_left_alone(state: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:

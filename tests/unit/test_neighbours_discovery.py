@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import gc
 import ipaddress
+import socket
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ulid import ULID
 
-from edge_runtime.carriers.discovery import MAX_PLACES, places_of
+from edge_runtime.carriers.certificates import NeighbourError
+from edge_runtime.carriers.discovery import MAX_PLACES, Discovery, places_of
 from edge_runtime.carriers.interfaces import Interfaces
 from schemas.errors import MessageError
 from schemas.ids import IDENTIFIER, Address
@@ -73,6 +78,23 @@ def test_whatever_comes_is_read_or_refused(properties: dict[bytes, bytes | None]
     except MessageError:
         return
     assert len(announcement.platform_hash) == 16
+
+
+def test_an_interface_that_goes_while_it_is_asked_about_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = SimpleNamespace(family=socket.AF_INET6, address="fe80::5%gone0", netmask="ffff:ffff:ffff:ffff::")
+    here = SimpleNamespace(family=socket.AF_INET, address="10.1.2.3", netmask="255.255.255.0")
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"gone0": [gone], "eth9": [here]})
+    assert Interfaces.read(None).addresses == ["10.1.2.3"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # zeroconf's socket
+async def test_an_address_that_goes_before_it_is_announced_is_a_problem_and_no_end() -> None:
+    discovery = Discovery(PLATFORM, Address("home", "cam"), lambda *_: None, lambda _: None)
+    with pytest.raises(NeighbourError) as caught:
+        await discovery.start(Interfaces(frozenset({ipaddress.IPv6Interface("fe80::dead%2/64")})), 9)
+    assert caught.value.reason == "no_multicast"
+    del caught
+    gc.collect()
 
 
 def test_only_places_in_our_networks_are_called() -> None:

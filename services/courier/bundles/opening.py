@@ -7,7 +7,7 @@ from schemas.errors import ContractError, MessageError
 from schemas.events import device_of
 from schemas.ids import Address
 from schemas.topics import Channel, Topic
-from services.courier.bundles.carried import CarriedLetter
+from services.courier.up.carried import CarriedLetter
 from services.courier.up.verifying import Devices, verifier_of
 
 

@@ -23,8 +23,8 @@ from schemas.topics import in_pattern, parse_in
 from services.courier.bundles.opening import bundle_subject
 from services.courier.bundles.unpacker import Outcome, Unpacker
 from services.courier.settings import CourierSettings
-from services.courier.up.puller import Puller, PullError, sequence_of, stored_s
 from services.kit.bus import Bus
+from services.kit.puller import Puller, PullError, sequence_of, stored_s
 from services.kit.rejects import Turnstile
 from services.kit.streams import IN
 
@@ -63,6 +63,7 @@ class BundleReader:
         """
         self._era += 1
         self._messages.clear()
+        self.interrupt("what it held is in doubt")
         self._unpacker.doubt()
 
     def interrupt(self, why: str) -> None:

@@ -14,13 +14,13 @@ from schemas.bundles import Parcel, open_bundle
 from schemas.errors import ContractError, MessageError
 from schemas.ids import Address
 from services.courier import metrics
-from services.courier.bundles.carried import CarriedLetters, Judged
 from services.courier.bundles.early import Early
 from services.courier.bundles.fragments import Arrival, Fragments, Gathering
 from services.courier.bundles.opening import bundle_subject, check_parcel, letters_of
 from services.courier.bundles.origins import Origins
 from services.courier.down.postman import Postman
 from services.courier.settings import CourierSettings
+from services.courier.up.carried import CarriedLetters, Judged
 from services.courier.up.verifying import Devices
 from services.kit.rejects import Turnstile
 

@@ -17,11 +17,11 @@ from schemas.topics import Channel, Topic, parse_out
 from services.courier import metrics
 from services.courier.down.mailboxes import Limits, Mailboxes, Waiting
 from services.courier.settings import CourierSettings
-from services.courier.up.pipeline import Pipeline, PipelineError, Request
-from services.courier.up.puller import Puller, PullError, open_consumer, scan, sequence_of, stored_s
 from services.kit.bus import Bus
 from services.kit.errors import PlatformError
 from services.kit.mailbox import EXPIRES, LETTER_ID
+from services.kit.pipeline import Pipeline, PipelineError, Request
+from services.kit.puller import Puller, PullError, open_consumer, scan, sequence_of, stored_s
 from services.kit.service import utc_now
 from services.kit.streams import OUT
 

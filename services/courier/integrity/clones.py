@@ -1,4 +1,4 @@
-"""Whether two devices speak with one key: a copied disk (protocols, section 1, "cloned disk image"). Pure.
+"""Whether two devices speak with one key: a copied disk. Pure.
 
 Two proofs, and only from letters that came straight from a device, since a carrier may bring old news:
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from schemas.ids import Address
-from schemas.topics import in_pattern
 from services.courier.up.marks import Marks, Voice
 from services.courier.up.ordering import LaneKey, Verdict
 from services.courier.up.verifying import ENROL, Opened
@@ -29,7 +28,6 @@ RECENT_LETTERS = 8
 MAX_DISMISSED = 4_096
 
 Proof = Literal["two_letters", "old_epoch"]
-_ENROLS = in_pattern(ENROL).removesuffix(">")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +161,6 @@ class CloneWatch:
             other=here.envelope if here is not None else None,
             places=tuple(marks.places(address, voice.epoch)),
         )
-
-
-def is_voice(subject: str, way: str | None) -> bool:
-    """Whether a letter in IN says in which epoch its device speaks; an enrol letter may be another's."""
-    return way is None and not subject.startswith(_ENROLS)
 
 
 def _name(letter: Opened) -> tuple[LaneKey, int, str]:

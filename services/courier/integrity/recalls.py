@@ -13,17 +13,17 @@ import structlog
 from schemas.events import Lane
 from schemas.ids import Address
 from schemas.topics import in_of
-from services.courier.integrity.errands import Desk, Errands
 from services.courier.receipts.receipts import Receipts
 from services.courier.up.chain import MESSAGE_ID
+from services.courier.up.errands import Desk, Errands
 from services.courier.up.marks import Marks
 from services.courier.up.ordering import LaneKey, parse_message_id
-from services.courier.up.puller import scan
 from services.kit import rpc
 from services.kit.api.courier import Lowered, LowerRequest
 from services.kit.api.registry import RecalledLane
 from services.kit.bus import Bus
 from services.kit.errors import NotFoundError
+from services.kit.puller import scan
 from services.kit.streams import IN
 
 log = structlog.get_logger()

@@ -28,16 +28,16 @@ from schemas.topics import (
     reject_subject,
 )
 from services.courier import metrics
-from services.courier.integrity.errands import Desk, Errands
 from services.courier.up.chain import MESSAGE_ID, Entry
+from services.courier.up.errands import Desk, Errands
 from services.courier.up.ordering import Verdict
-from services.courier.up.puller import scan
 from services.courier.up.verifying import Opened
 from services.kit import rpc
 from services.kit.api.courier import Replayed, ReplayRequest
 from services.kit.bus import Bus
 from services.kit.errors import PlatformError
 from services.kit.mailbox import LETTER_ID
+from services.kit.puller import scan
 from services.kit.rejects import SUBJECT
 from services.kit.streams import IN, REJECTS
 

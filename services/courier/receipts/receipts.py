@@ -28,6 +28,9 @@ from services.kit.service import utc_now
 
 log = structlog.get_logger()
 
+REVISIONS_PER_S = 1_000_000
+"""Of all devices together: a receipt's revision is the time of its signing, in microseconds."""
+
 
 class Receipts:
     """Sends receipts while the marks are known; what is asked for meanwhile is sent once they are."""
@@ -114,7 +117,8 @@ class Receipts:
         now = utc_now()
         record = self._book.get(due.address)
         held = record.quarantine if record is not None else None
-        self._revision = max(self._revision + 1, int(now.timestamp() * 1000))
+        # Finer than any courier signs, so that it never runs ahead of the clock, by which the next courier begins.
+        self._revision = max(self._revision + 1, int(now.timestamp() * REVISIONS_PER_S))
         return write_down(
             "receipt",
             Receipt.model_validate(

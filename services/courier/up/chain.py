@@ -1,4 +1,4 @@
-"""Appending to a stream such that no other courier can write in between (protocols, section 0, "One active courier").
+"""Appending to a stream such that no other courier can write in between.
 
 Each message names the id of the one before it. A fence, which names none, breaks the chain of every predecessor that
 still believes to be active; after a replay up to the own fence this courier knows the stream exactly. IN is written so,
@@ -16,8 +16,8 @@ from nats.js.api import Header
 from ulid import ULID
 
 from services.courier import metrics
-from services.courier.up.pipeline import Pipeline, PipelineError, Request, read_answer
 from services.kit.mailbox import LETTER_ID
+from services.kit.pipeline import Pipeline, PipelineError, Request, read_answer
 
 MESSAGE_ID = Header.MSG_ID.value
 EXPECTED = Header.EXPECTED_LAST_MSG_ID.value

@@ -15,25 +15,25 @@ from schemas.errors import ContractError
 from schemas.ids import Address
 from schemas.topics import Channel, Topic, fence_subject, in_subject, refused_subject
 from services.courier import metrics
-from services.courier.bundles.carried import CarriedLetters, Judged
-from services.courier.integrity.errands import Desk
-from services.courier.integrity.guard import Integrity
+from services.courier.integrity.wiring import Integrity
 from services.courier.lease import Lease
 from services.courier.receipts.receipts import Receipts
 from services.courier.receipts.sessions import Sessions
 from services.courier.settings import CourierSettings
+from services.courier.up.carried import CarriedLetters, Judged
 from services.courier.up.chain import Chain, Entry
+from services.courier.up.errands import Desk
 from services.courier.up.inspection import Inspected, Inspector
 from services.courier.up.marks import Marks, SavedPoint
+from services.courier.up.marks_store import MarksStore
 from services.courier.up.ordering import Ruling, Verdict, rule
 from services.courier.up.pace import Pace, sender_of
-from services.courier.up.pipeline import Pipeline, PipelineError
-from services.courier.up.puller import Puller, PullError, stored_s
-from services.courier.up.store import MarksStore
 from services.courier.up.verifying import ENROL, Opened, open_letter
 from services.kit.bus import Bus
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
+from services.kit.pipeline import Pipeline, PipelineError
+from services.kit.puller import Puller, PullError, stored_s
 from services.kit.rejects import Turnstile
 from services.kit.service import utc_now
 from services.kit.streams import UP

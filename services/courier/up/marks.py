@@ -3,7 +3,7 @@
 Marks must outlive IN's letters, so they are saved per device, together with one point of IN up to which the saved ones
 are whole. What was saved is believed only as far as IN still bears it out: JetStream acknowledges before it fsyncs and
 may be restored from a backup, and a mark that promises more than IN holds would lose letters. A mark may go backwards;
-the devices then send again what they keep (protocols, section 0, "Nothing is sent before hello is answered").
+the devices then send again what they keep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from schemas.events import Lane
 from schemas.ids import Address, Count, Ulid
@@ -33,9 +33,14 @@ class SavedLane(BaseModel):
 
 
 class SavedDevice(BaseModel):
-    """Everything about one device; epochs in the order in which they first spoke."""
+    """Everything about one device; epochs in the order in which they first spoke.
 
-    epochs: dict[Ulid, dict[Lane, SavedLane]] = {}
+    Strict, since JetStream writes letters where it is told (decision 0008), and such a one says nothing of marks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: dict[Ulid, dict[Lane, SavedLane]]
     session: Ulid | None = None
     active: Ulid | None = None
     spoke: float = 0.0

@@ -1,4 +1,4 @@
-"""Which letters may enter IN: the next one of each lane, once (protocols, section 0).
+"""Which letters may enter IN: the next one of each lane, once.
 
 A letter first lifts its lane's mark to what its device no longer holds (`floor - 1`); the numbers jumped over are lost
 and are reported as such. Then only the successor of the mark is admitted. Anything older is a duplicate and earns its

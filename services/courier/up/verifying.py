@@ -13,11 +13,12 @@ from schemas.errors import ContractError, MessageError
 from schemas.events import EventType, Lane, Message, Source, UpLetter
 from schemas.ids import Address, Count, Ulid
 from schemas.letters import check_up, read_up
-from schemas.topics import parse_subject
+from schemas.topics import in_pattern, parse_subject
 from services.courier.up.ordering import LaneKey, Slip
 from services.kit.devices import DeviceRecord
 
 ENROL = "enrol"
+_ENROLS = in_pattern(ENROL).removesuffix(">")
 SPENT = frozenset({"malformed", "unsupported_version"})
 """Refusals that no repetition of the letter can mend; it must not block those behind it."""
 
@@ -94,6 +95,11 @@ def open_letter(raw: bytes, subject: str, devices: Devices, platform: str, now: 
         stamp, refusal = _stamp(envelope, kind, error), error
     check_up(cast("UpLetter[Any]", stamp), address, platform, now)
     return Opened(address, kind, _slip(stamp, address), raw, stamp.id, refusal=refusal)
+
+
+def is_voice(subject: str, way: str | None) -> bool:
+    """Whether a letter in IN says in which epoch its device speaks; an enrol letter may be another's."""
+    return way is None and not subject.startswith(_ENROLS)
 
 
 def _check_enrol(envelope: Envelope, letter: UpLetter[Any], present: DeviceRecord | None) -> bool:

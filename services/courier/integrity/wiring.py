@@ -5,12 +5,12 @@ from __future__ import annotations
 from schemas.ids import Address
 from services.courier.down.postman import Postman
 from services.courier.integrity.clones import CloneWatch
-from services.courier.integrity.errands import Errands
 from services.courier.integrity.recalls import LowerVerb
 from services.courier.integrity.replays import ReplayVerb
 from services.courier.integrity.warden import Warden
 from services.courier.receipts.receipts import Receipts
 from services.courier.settings import CourierSettings
+from services.courier.up.errands import Errands
 from services.kit.bus import Bus
 from services.kit.devices import DeviceBook, DeviceRecord
 from services.kit.service import Service

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 
 import structlog
 from nats.js.errors import NotFoundError
+from pydantic import ValidationError
 from ulid import ULID
 
+from schemas.errors import TopicError
 from schemas.ids import Address
-from services.courier.integrity.clones import is_voice
 from services.courier.up.chain import MESSAGE_ID, WAY, Chain, Entry
 from services.courier.up.marks import InState, Marks, SavedDevice, SavedPoint, base
 from services.courier.up.ordering import parse_message_id
-from services.courier.up.pipeline import Pipeline
-from services.courier.up.puller import PullError, scan, sequence_of, stored_s
+from services.courier.up.verifying import is_voice
 from services.kit.bus import Bus
+from services.kit.devices import address_of
 from services.kit.mailbox import LETTER_ID
+from services.kit.pipeline import Pipeline
+from services.kit.puller import PullError, scan, sequence_of, stored_s
 from services.kit.streams import IN
 
 log = structlog.get_logger()
@@ -71,13 +74,21 @@ class MarksStore:
     async def _load(self) -> tuple[dict[Address, SavedDevice], SavedPoint | None]:
         saved: dict[Address, SavedDevice] = {}
         point: SavedPoint | None = None
+        whole = True
         async for message in scan(self._bus, _STREAM):
             key = message.subject.removeprefix(_SUBJECT)
-            if key == POINT:
-                point = SavedPoint.model_validate_json(message.data)
-            elif not key.startswith("_"):
-                saved[Address(*key.split("."))] = SavedDevice.model_validate_json(message.data)
-        return saved, point
+            try:
+                if key == POINT:
+                    point = SavedPoint.model_validate_json(message.data)
+                elif not key.startswith("_"):
+                    address = address_of(key)
+                    saved[address] = SavedDevice(epochs={})
+                    saved[address] = SavedDevice.model_validate_json(message.data)
+            except (TopicError, ValidationError) as error:
+                log.error("marks.unreadable", key=key[:128], error=str(error)[:400])
+                whole = whole and isinstance(error, TopicError)
+        # What a foreign value replaced is read from IN again, as all of it that is not whole.
+        return saved, point if whole else None
 
     async def _in_state(self, chain: Chain, point: SavedPoint | None) -> InState:
         state = (await self._bus.js.stream_info(IN.name)).state

@@ -83,10 +83,14 @@ class Pipeline:
         try:
             async with asyncio.timeout(self._timeout_s):
                 for index, request in enumerate(requests):
+                    if batch.done.done() or not self._bus.nc.is_connected:
+                        # nats-py would keep it, and send it at the reconnect although it had been given up.
+                        break
                     headers = dict(request.headers) if request.headers else None
                     reply = f"{self._inbox}.{name}.{index}"
                     await self._bus.nc.publish(request.subject, request.payload, reply=reply, headers=headers)
-                await batch.done
+                else:
+                    await batch.done
         except (TimeoutError, NatsError) as error:
             raise PipelineError(
                 f"{batch.missing} of {len(requests)} requests to {requests[0].subject} were not answered within "

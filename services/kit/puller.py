@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 
 from services.kit.bus import Bus
 from services.kit.errors import PlatformError
@@ -29,6 +30,8 @@ RENEW = 0.8
 """After this part of its life a request is followed by the next."""
 INACTIVE_S = 60.0
 QUIET_S = 1.0
+NO_MESSAGE = 10037
+"""JetStream's number of "no message found"."""
 _EMPTY = frozenset({"404", "408"})
 
 
@@ -52,7 +55,6 @@ class Puller:
         self._outstanding = 0
         self._renew_at = 0.0
         self._asked_at: float | None = None
-        self._expired = False
         self._broken: str | None = None
         self._nudged = False
         self._arrived = asyncio.Event()
@@ -68,8 +70,9 @@ class Puller:
             self._subscription = None
 
     def interrupt(self, why: str) -> None:
-        """Have `take` raise at once, since a restarted server forgot the request."""
+        """Have `take` raise at once, since a restarted server forgot the request; what was not taken yet is dropped."""
         self._broken = why
+        self._buffer.clear()
         self._arrived.set()
 
     def nudge(self) -> None:
@@ -89,16 +92,25 @@ class Puller:
 
     async def _wait(self, limit: int, wait_s: float) -> None:
         loop = asyncio.get_running_loop()
-        self._expired = False
-        while not (self._buffer or self._nudged or self._expired or self._broken is not None):
+        ends_at = loop.time() + wait_s
+        if self._asked_at is not None:
+            # Nobody asked again while nobody waited, so that was no silence.
+            self._asked_at = loop.time()
+        while not self._buffer and self._broken is None:
+            if self._asked_at is None and loop.time() >= ends_at:
+                break
             self._arrived.clear()
+            # Before a nudge counts: where there always is other work, a request must be waiting all the same.
             if not self._outstanding or loop.time() >= self._renew_at:
                 await self._request(limit, wait_s)
-            silent_at = (self._asked_at or loop.time()) + wait_s + GRACE_S
+            if self._nudged:
+                break
+            # Only an answer tells an empty stream from silence.
+            until = ends_at if self._asked_at is None else self._asked_at + wait_s + GRACE_S
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min(self._renew_at, silent_at)):
+                async with asyncio.timeout_at(min(self._renew_at, until)):
                     await self._arrived.wait()
-            if self._asked_at is not None and loop.time() >= silent_at:
+            if self._asked_at is not None and loop.time() >= self._asked_at + wait_s + GRACE_S:
                 self._broken = f"no answer within {wait_s + GRACE_S} s"
         self._nudged = False
         if self._broken is not None:
@@ -116,13 +128,15 @@ class Puller:
         return f"{self._inbox}.{self._requests}"
 
     async def _receive(self, message: Msg) -> None:
+        if self._broken is not None:
+            return
         self._asked_at = None
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
             self._buffer.append(message)
             self._outstanding = max(0, self._outstanding - 1)
         elif status in _EMPTY:
-            self._expired = True
+            # An earlier request's says nothing: the newest one is waiting.
             if message.subject == self._reply():
                 self._outstanding = 0
         else:
@@ -157,23 +171,47 @@ async def scan(
 ) -> AsyncIterator[Msg]:
     """Every message, or those of one subject, from `start` to what is last when the scan begins.
 
-    Raises as `open_consumer` and `Puller.take`.
+    Raises:
+        PullError: if the last was not reached though it is there.
+        nats.errors.Error: as `open_consumer`.
 
-    The last ones may have been deleted, and the server's count of pending messages is wrong after deletes; then the end
-    is where nothing comes for a while.
+    The last ones may have been deleted, and the server's counts are wrong after deletes; then the end is where nothing
+    comes for a while.
     """
-    last = (await bus.js.stream_info(stream)).state.last_seq
-    if start > last:
+    last = await _last_of(bus, stream, subject)
+    if last is not None and start > last:
         return
+    seen = start - 1
     puller = await open_consumer(bus, stream, start, headers_only=headers_only, subject=subject)
     try:
-        while batch := await puller.take(SCAN_BATCH, QUIET_S):
+        while (last is None or seen < last) and (batch := await puller.take(SCAN_BATCH, QUIET_S)):
             for message in batch:
                 yield message
-            if sequence_of(batch[-1]) >= last:
-                return
+            seen = sequence_of(batch[-1])
     finally:
         await puller.close()
+    if last is not None and seen < last and await _holds(bus, stream, last):
+        raise PullError(f"read {stream} from {start} to {last}: it ended at {seen} though {last} is there; try again")
+
+
+async def _last_of(bus: Bus, stream: str, subject: str | None) -> int | None:
+    if subject is None:
+        return (await bus.js.stream_info(stream)).state.last_seq
+    try:
+        return (await bus.js.get_last_msg(stream, subject)).seq or 0
+    except NotFoundError as error:
+        if error.err_code != NO_MESSAGE:
+            raise
+        # 2.9.10 also says so where the last of several subjects was deleted.
+        return None
+
+
+async def _holds(bus: Bus, stream: str, sequence: int) -> bool:
+    try:
+        await bus.js.get_msg(stream, seq=sequence)
+    except NotFoundError:
+        return False
+    return True
 
 
 def sequence_of(message: Msg) -> int:

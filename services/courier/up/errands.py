@@ -14,10 +14,10 @@ from schemas.errors import ContractError
 from services.courier.up.chain import Entry
 from services.courier.up.marks import Marks
 from services.courier.up.ordering import Verdict
-from services.courier.up.pipeline import PipelineError
-from services.courier.up.puller import PullError
 from services.courier.up.verifying import Opened
 from services.kit.errors import PlatformError, RefusedError
+from services.kit.pipeline import PipelineError
+from services.kit.puller import PullError
 
 T = TypeVar("T")
 MAX_WAITING = 32

@@ -308,8 +308,7 @@ class Line:
             if letter.data.session == premises.inbox.fact(CARRIED_SESSION):
                 self._apply_carried(letter)
             elif letter.data.session == self.session:
-                self._newest.by_link(letter)
-                self._apply(letter.data)
+                self._apply(letter)
         except TrustError as error:
             if error.reason == "unknown_key":
                 self._receipt = raw
@@ -332,17 +331,17 @@ class Line:
         if self.trust.error is not None:
             self.trust.ask()  # it may have been judged by a wrong time
 
-    def _apply(self, receipt: Receipt) -> None:
-        outbox = self._premises.outbox
-        if receipt.session == self.session:
-            self.standing.learn(receipt)
+    def _apply(self, letter: DownLetter[Receipt]) -> None:
+        outbox, receipt = self._premises.outbox, letter.data
+        self.standing.learn(receipt)
         if receipt.epoch != outbox.epoch:
             return
         lanes = outbox.lanes()
         # A receipt is whole: a lane that it does not name was never heard of, or is forgotten.
         marks: dict[Lane, int] = dict.fromkeys(lanes, 0) | receipt.marks
+        self._newest.by_link(letter, lowers=any(marks[lane] < known for lane, (_, known) in lanes.items()))
         # Later receipts of a session are about what was sent in it.
-        above = foreign_marks(outbox, lanes, marks, {} if self.answered else receipt.heads)
+        above = foreign_marks(outbox, lanes, marks, receipt.heads, later=self.answered)
         if above:
             self._start_over(above)
             return

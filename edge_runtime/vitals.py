@@ -12,7 +12,7 @@ from edge_runtime.clock import FlooredClock
 from edge_runtime.conduct.conduct import Conduct
 from edge_runtime.identity import Identity
 from edge_runtime.letters.outbox import Outbox
-from edge_runtime.link.line import Line
+from edge_runtime.line import Line
 from edge_runtime.ports import Readings
 from edge_runtime.trust.keyring import Keyring
 from schemas.registry import Heartbeat, Network, OutboxState, ServedModel

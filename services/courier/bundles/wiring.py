@@ -7,7 +7,6 @@ import asyncio
 import structlog
 
 from services.courier.bundles.answers import Answers
-from services.courier.bundles.carried import CarriedLetters
 from services.courier.bundles.origins import Origins
 from services.courier.bundles.reader import BundleReader
 from services.courier.bundles.unpacker import Unpacker
@@ -15,6 +14,7 @@ from services.courier.bundles.verbs import BundleVerbs
 from services.courier.down.postman import Postman
 from services.courier.receipts.receipts import Receipts
 from services.courier.settings import CourierSettings
+from services.courier.up.carried import CarriedLetters
 from services.kit.bus import Bus
 from services.kit.devices import DeviceBook
 from services.kit.keys import LetterKey
