@@ -65,7 +65,7 @@ async def wire(service: Service) -> None:
         integrity=integrity,
         settings=settings,
     )
-    handlers = StateHandlers(intake, postman, receipts, sessions, turnstile)
+    handlers = StateHandlers(intake, postman, receipts, bundles, sessions, turnstile)
     await handlers.subscribe(bus)
     Courier(
         service,

@@ -10,6 +10,7 @@ from schemas.errors import ContractError, MessageError
 from schemas.ids import Address
 from schemas.letters import read_state
 from schemas.topics import Channel, parse_subject, up_pattern
+from services.courier.bundles.wiring import Bundles
 from services.courier.down.postman import Postman
 from services.courier.receipts.receipts import Receipts
 from services.courier.receipts.sessions import Sessions
@@ -22,11 +23,18 @@ class StateHandlers:
     """Parses and hands on. A standby learns sessions, too, so that a takeover can answer at once."""
 
     def __init__(
-        self, intake: Intake, postman: Postman, receipts: Receipts, sessions: Sessions, turnstile: Turnstile
+        self,
+        intake: Intake,
+        postman: Postman,
+        receipts: Receipts,
+        bundles: Bundles,
+        sessions: Sessions,
+        turnstile: Turnstile,
     ) -> None:
         self._intake = intake
         self._postman = postman
         self._receipts = receipts
+        self._bundles = bundles
         self._sessions = sessions
         self._turnstile = turnstile
         self.active = False
@@ -42,11 +50,13 @@ class StateHandlers:
         if read is None:
             return
         address, hello = read
-        self._sessions.learn(address, hello.session)
+        has_returned = self._sessions.learn(address, hello.session)
         if self.active:
             self._intake.touch(address)
             await self._receipts.ask(address, hello.epoch)
             self._postman.hello(address, hello.held)
+            if has_returned:
+                self._bundles.returned(address)
 
     async def got(self, message: Msg) -> None:
         """The topic says who holds the letters; ids of others are ignored."""

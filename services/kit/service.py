@@ -107,6 +107,8 @@ class Service:
             self.bus.on_reconnect(self._ensure)
             await wire(self)
             await self.bus.broker.start()
+            # Ready is who is heard: until the server has taken the subscriptions, a request finds no responder.
+            await self.bus.nc.flush()
             self.reached("start")
             log.info("service.started", health_port=health.port)
             stopping = asyncio.create_task(stop.wait())

@@ -95,6 +95,21 @@ def test_a_bundle_is_stored_in_order_and_answered_by_its_carrier(
     carrier.settle()
 
 
+def test_a_carrier_that_comes_back_is_given_the_answers_again(
+    world: LivePlatform, away: CarriedDevice, carrier: RawDevice
+) -> None:
+    carrier.greet()
+    parcels = away.bundle([away.enclose()])
+    carry(carrier, parcels)
+    answered(away, carrier, parcels[0].head.id)
+    carrier.letters.clear()
+    carrier.session = str(ULID())
+    carrier.hello()
+    answer = answered(away, carrier, parcels[0].head.id)
+    assert answer.receipts()[0].marks == {"normal": 1}
+    carrier.settle()
+
+
 def test_a_device_with_the_newest_trust_is_sent_none(
     world: LivePlatform, away: CarriedDevice, carrier: RawDevice
 ) -> None:

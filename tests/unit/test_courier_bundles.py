@@ -278,8 +278,9 @@ def hello() -> Hello:
 
 def test_origins_remember_the_newest_of_everything_within_bounds() -> None:
     origins = Origins(3)
-    origins.brought(CAM, CARRIERS[:2])
-    origins.brought(CAM, [CARRIERS[2], CARRIERS[0]])
+    origins.brought(CAM, CARRIERS[:2], 1.0)
+    origins.brought(CAM, [CARRIERS[2], CARRIERS[0]], 2.0)
+    assert [origins.brought_by(carrier, 2.0) for carrier in CARRIERS[:3]] == [[CAM], [], [CAM]]
     assert origins.get(CAM).carriers == (CARRIERS[1], CARRIERS[2], CARRIERS[0])
     first, second = hello(), hello()
     origins.heard(CAM, first, 10.0, now=20.0)

@@ -1,6 +1,7 @@
 """Bundles down: to each device that speaks through others its receipt, its letters and the trust metadata it lacks.
 
-Nothing of it is stored here: what is lost on its way is asked for by the device's next bundle.
+Nothing of it is stored here: what is lost on its way is sent again when the carrier connects anew, or asked for by the
+device's next bundle.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ FETCH = 16
 """Letters that are read from OUT at a time, until enough are there."""
 MAX_LETTERS = 256
 PACK_TIMEOUT_S = 5.0
+AGAIN_S = 600.0
+"""For so long a carrier that connects anew is given the answers to what it brought."""
 _EVERYTHING = TrustState(root=0)
 
 
@@ -95,6 +98,11 @@ class Answers:
         if self._pacer.ask(address, "", time.monotonic()) is not None:
             self._now.append(address)
         self._kick.set()
+
+    def again(self, carrier: Address) -> None:
+        """Whatever a carrier brought lately is answered once more."""
+        for address in self._origins.brought_by(carrier, time.monotonic() - AGAIN_S):
+            self.ask(address)
 
     async def run(self) -> None:
         """Send what is owed, when its time has come."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from schemas.courier import Hello
 from schemas.ids import Address
@@ -12,6 +13,10 @@ from services.courier.bundles.fragments import MAX_CARRIERS
 
 MAX_STORED = 16
 """Bundles of one origin that are remembered as stored."""
+MAX_BROUGHT = 256
+"""Origins that are remembered of one carrier."""
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -37,6 +42,7 @@ class Origins:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._origins: OrderedDict[Address, Origin] = OrderedDict()
+        self._brought: OrderedDict[Address, OrderedDict[Address, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._origins)
@@ -49,12 +55,20 @@ class Origins:
         """Devices that a bundle came from."""
         return list(self._origins)
 
-    def brought(self, address: Address, carriers: Iterable[Address]) -> None:
-        """Carriers handed over something of a device."""
+    def brought(self, address: Address, carriers: Iterable[Address], now: float) -> None:
+        """Carriers handed over something of a device; `now` is monotonic."""
         origin = self._touch(address)
         newest = tuple(carriers)
+        for carrier in newest:
+            others = self._brought.setdefault(carrier, OrderedDict())
+            _renew(self._brought, carrier, others, self._limit)
+            _renew(others, address, now, MAX_BROUGHT)
         kept = tuple(known for known in origin.carriers if known not in newest)
         origin.carriers = (*kept, *newest)[-MAX_CARRIERS:]
+
+    def brought_by(self, carrier: Address, since: float) -> list[Address]:
+        """Devices of which a carrier handed over something since a moment."""
+        return [address for address, at in self._brought.get(carrier, {}).items() if at >= since]
 
     def heard(self, address: Address, hello: Hello, created: float, now: float) -> None:
         """A device's carried hello; one that was made before the last is late and says nothing.
@@ -86,7 +100,12 @@ class Origins:
 
     def _touch(self, address: Address) -> Origin:
         origin = self._origins.setdefault(address, Origin())
-        self._origins.move_to_end(address)
-        if len(self._origins) > self._limit:
-            self._origins.popitem(last=False)
+        _renew(self._origins, address, origin, self._limit)
         return origin
+
+
+def _renew(memory: OrderedDict[Address, T], address: Address, value: T, limit: int) -> None:
+    memory[address] = value
+    memory.move_to_end(address)
+    if len(memory) > limit:
+        memory.popitem(last=False)

@@ -99,7 +99,7 @@ class Unpacker:
         own = () if ticket is None else (ticket,)
         if self._origins.is_stored(origin, parcel.head.id):
             if carrier is not None:
-                self._origins.brought(origin, (carrier,))
+                self._origins.brought(origin, (carrier,), time.monotonic())
             metrics.BUNDLES.labels("known").inc()
             self._answer(origin)
             return Outcome("known", origin, settled=own)
@@ -152,7 +152,7 @@ class Unpacker:
         except ContractError as error:
             await self._refuse(gathering, error)
             return Outcome("refused", origin, error=error)
-        self._origins.brought(origin, gathering.carriers)
+        self._origins.brought(origin, gathering.carriers, time.monotonic())
         if contents.hello is not None:
             self._origins.heard(origin, contents.hello, gathering.label.created.timestamp(), time.time())
             self._postman.got(origin, contents.hello.held)

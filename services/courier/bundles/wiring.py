@@ -6,6 +6,7 @@ import asyncio
 
 import structlog
 
+from schemas.ids import Address
 from services.courier.bundles.answers import Answers
 from services.courier.bundles.origins import Origins
 from services.courier.bundles.reader import BundleReader
@@ -45,6 +46,7 @@ class Bundles:
     ) -> None:
         self._bus = bus
         self._reader: BundleReader | None = None
+        self._answers: Answers | None = None
         if key.seal_key is None:
             log.warning("bundles.off", why="the courier's key file has no seal seed; `causeway init` writes one")
             return
@@ -77,9 +79,15 @@ class Bundles:
         """Begin once letters are taken and mailboxes known; only an active courier calls this."""
         if self._reader is not None:
             service.bus.on_disconnect(self._reader.doubt)
+            assert self._answers is not None
             service.spawn(self._answers.run(), "answers")
             service.spawn(self._run(self._reader, ready), "bundles")
             service.every(self._reader.extend_interval_s, self._reader.extend, "bundles-held")
+
+    def returned(self, carrier: Address) -> None:
+        """A device connected anew: the answers to what it brought may have found nobody."""
+        if self._answers is not None:
+            self._answers.again(carrier)
 
     def interrupt(self, why: str) -> None:
         """The consumer may be gone."""

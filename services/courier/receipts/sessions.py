@@ -15,12 +15,14 @@ class Sessions(OrderedDict[Address, str]):
         super().__init__()
         self._limit = limit
 
-    def learn(self, address: Address, session: str) -> None:
-        """A device said hello."""
+    def learn(self, address: Address, session: str) -> bool:
+        """A device said hello; whether in another session than before."""
+        is_new = self.get(address) != session
         self[address] = session
         self.move_to_end(address)
         if len(self) > self._limit:
             self.popitem(last=False)
+        return is_new
 
     def remember(self, saved: Mapping[Address, str]) -> None:
         """Take over saved sessions of devices that have not spoken since."""
