@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from schemas.topics import event_subject
@@ -27,6 +28,8 @@ from services.kit.settings import Settings, load_settings
 from services.kit.streams import ensure_owned
 
 log = structlog.get_logger()
+
+HEARD_AGAIN_S = 0.25
 
 Wire = Callable[["Service"], Awaitable[None]]
 
@@ -107,9 +110,7 @@ class Service:
             self.bus.on_reconnect(self._ensure)
             await wire(self)
             await self.bus.broker.start()
-            # Ready is who is heard: until the server has taken the subscriptions, a request finds no responder.
-            await self.bus.nc.flush()
-            self.reached("start")
+            self.spawn(self._be_heard(), "start")
             log.info("service.started", health_port=health.port)
             stopping = asyncio.create_task(stop.wait())
             self._failed.add_done_callback(lambda _: stop.set())
@@ -118,6 +119,17 @@ class Service:
                 self._failed.result()
         finally:
             await self._close(health)
+
+    async def _be_heard(self) -> None:
+        # Until the server has taken the subscriptions, a request finds no responder.
+        while True:
+            try:
+                await self.bus.nc.flush()
+                break
+            except (NatsError, TimeoutError) as error:
+                log.warning("service.not_heard", error=repr(error))
+                await asyncio.sleep(HEARD_AGAIN_S)
+        self.reached("start")
 
     async def _ensure(self) -> None:
         # JetStream answers a little later than the server accepts connections.
