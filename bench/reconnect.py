@@ -46,6 +46,8 @@ PARTS = ("nats-server", *SERVICES)
 SENDERS = ("courier", "ota")
 """Whose letters the devices verify."""
 LETTERS = 3
+MEMORY_MB_PER_THOUSAND = 61
+"""What a platform of so many devices is advised to set (decision 19)."""
 SYNC_TIMEOUT_S = 300.0
 EMPTY_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 120.0
@@ -295,8 +297,17 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=0, help="connections made at a time, 0 for all (default: 0)")
     parser.add_argument("--settle", type=float, default=0.0, help="seconds of rest before one more look at memory")
     parser.add_argument("--no-peer", action="store_true", help="leave Mosquitto out")
+    parser.add_argument(
+        "--memory-mb",
+        type=int,
+        help=f"setting bus.memory_mb, 0 for none (default: {MEMORY_MB_PER_THOUSAND} for each 1000 devices, quick none)",
+    )
     options = parser.parse_args()
     devices = options.devices or (500 if options.quick else 10_000)
+    memory_mb = options.memory_mb
+    if memory_mb is None:
+        memory_mb = 0 if options.quick else devices * MEMORY_MB_PER_THOUSAND // 1_000
+    os.environ["CAUSEWAY_BUS__MEMORY_MB"] = str(memory_mb)
     down_pace = Pace(devices, devices, 50.0, 3.0 if options.quick else 20.0)
     targets = (
         Target("in_sync_s", 60, at_least=False),
@@ -309,6 +320,7 @@ def main() -> None:
         "devices": devices,
         "letters_each": LETTERS,
         "at_once": options.at_once,
+        "memory_mb": memory_mb,
         "quick": options.quick,
         "tls": True,
     }
