@@ -1,4 +1,4 @@
-"""Bus credentials for an operator's own programs, which read letters and nothing else."""
+"""Bus credentials for an operator's own programs, to read letters; what else they reach is in docs/integration.md."""
 
 from __future__ import annotations
 

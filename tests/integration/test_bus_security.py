@@ -29,6 +29,7 @@ from services.kit.permissions import auditor_permissions, operator_permissions, 
 from services.kit.settings import BusSettings
 from tests.support.platform import LivePlatform, eventually
 from tests.support.registry import Link, Pass, Thing, World, admit, until
+from tests.support.subjects import covers
 
 BAD_CREDENTIAL = 5
 REFUSED_FILTER = 0x80
@@ -325,16 +326,6 @@ def test_nobody_may_publish_what_is_not_its_own(service: str, subject: str) -> N
     special = {"operator": operator_permissions, "auditor": auditor_permissions}
     permissions = special[service]() if service in special else service_permissions(service)
     assert not [allowed for allowed in permissions.publish if covers(allowed, subject)]
-
-
-def covers(pattern: str, subject: str) -> bool:
-    wanted, levels = pattern.split("."), subject.split(".")
-    for number, level in enumerate(wanted):
-        if level == ">":
-            return len(levels) > number
-        if number >= len(levels) or level not in {"*", levels[number]}:
-            return False
-    return len(wanted) == len(levels)
 
 
 async def test_the_server_enforces_what_services_may_do(live: LivePlatform) -> None:

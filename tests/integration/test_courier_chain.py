@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -29,6 +30,14 @@ async def writer(bus: Bus) -> tuple[Chain, MarksStore]:
     pipeline = Pipeline(bus, 5.0)
     await pipeline.open()
     return Chain(pipeline, fence_subject()), MarksStore(bus, pipeline)
+
+
+@pytest.fixture
+async def bus(live: LivePlatform) -> AsyncIterator[Bus]:
+    """A courier's connection."""
+    bus = await connect(live.state, live.settings, "courier")
+    yield bus
+    await bus.close()
 
 
 async def test_a_fence_stops_the_letters_and_the_marks_of_a_predecessor(live: LivePlatform) -> None:
@@ -61,26 +70,22 @@ async def test_a_fence_stops_the_letters_and_the_marks_of_a_predecessor(live: Li
         await second_bus.close()
 
 
-async def test_saved_marks_and_sessions_are_found_again_without_reading_in_from_the_start(live: LivePlatform) -> None:
-    bus = await connect(live.state, live.settings, "courier")
-    try:
-        await ensure_owned(bus.js, "courier")
-        chain, store = await writer(bus)
-        marks, _ = await store.restore(chain)
-        for n, at in zip((1, 2), await chain.append(entries(1, 2)), strict=True):
-            marks.stored(LANE, n, at)
-        session = "01J0000000000000000000000A"
-        await store.save(
-            marks.take_changed({ADDRESS: session}), SavedPoint(sequence=chain.sequence, message_id=chain.message_id)
-        )
-        await chain.append(entries(3))
-        # Marks outlive IN's letters.
-        await bus.js.purge_stream("IN", seq=3)
-        again, sessions = await store.restore(chain)
-        assert again.flat == {LANE: 3}
-        assert sessions == {ADDRESS: session}
-    finally:
-        await bus.close()
+async def test_saved_marks_and_sessions_are_found_again_without_reading_in_from_the_start(bus: Bus) -> None:
+    await ensure_owned(bus.js, "courier")
+    chain, store = await writer(bus)
+    marks, _ = await store.restore(chain)
+    for n, at in zip((1, 2), await chain.append(entries(1, 2)), strict=True):
+        marks.stored(LANE, n, at)
+    session = "01J0000000000000000000000A"
+    await store.save(
+        marks.take_changed({ADDRESS: session}), SavedPoint(sequence=chain.sequence, message_id=chain.message_id)
+    )
+    await chain.append(entries(3))
+    # Marks outlive IN's letters.
+    await bus.js.purge_stream("IN", seq=3)
+    again, sessions = await store.restore(chain)
+    assert again.flat == {LANE: 3}
+    assert sessions == {ADDRESS: session}
 
 
 @pytest.mark.parametrize("key", ["home.cam-1", "_point"])
@@ -110,50 +115,38 @@ async def test_marks_that_a_foreign_value_replaced_are_read_from_in_again(live: 
         await bus.close()
 
 
-async def test_a_missing_stream_is_an_error_and_no_silence(live: LivePlatform) -> None:
-    bus = await connect(live.state, live.settings, "courier")
-    try:
-        chain, _ = await writer(bus)
-        with pytest.raises(PipelineError, match="does not answer"):
-            await chain.fence()
-    finally:
-        await bus.close()
-
-
-async def test_what_is_asked_without_a_connection_is_not_sent_when_it_is_back(live: LivePlatform) -> None:
-    bus = await connect(live.state, live.settings, "courier")
-    try:
-        await ensure_owned(bus.js, "courier")
-        pipeline, lost = Pipeline(bus, 5.0), asyncio.Event()
-        await pipeline.open()
-        bus.on_disconnect(lost.set)
-        live.kill("nats-server")
-        async with asyncio.timeout(5):
-            await lost.wait()
-        with pytest.raises(PipelineError, match=r"2 of 2 .* before the connection was lost"):
-            await pipeline.ask([Request(in_subject("event", ADDRESS), b"{}")] * 2)
-        live.start_bus()
-        await wait_for(lambda: bus.js.stream_info(IN.name), "IN")
-        [answer] = await pipeline.ask([Request(in_subject("event", ADDRESS), b"{}")])
-        assert read_answer(answer)["seq"] == 1
-    finally:
-        await bus.close()
-
-
-async def test_what_a_killed_server_was_asked_is_not_waited_for(live: LivePlatform) -> None:
-    bus = await connect(live.state, live.settings, "courier")
-    try:
-        await ensure_owned(bus.js, "courier")
-        chain, _ = await writer(bus)
+async def test_a_missing_stream_is_an_error_and_no_silence(bus: Bus) -> None:
+    chain, _ = await writer(bus)
+    with pytest.raises(PipelineError, match="does not answer"):
         await chain.fence()
-        live.kill("nats-server")
-        with pytest.raises(PipelineError, match="before the connection was lost"):
-            # Half of what the pipeline itself would wait.
-            async with asyncio.timeout(2.5):
-                await chain.append(entries(1, 2))
-        live.start_bus()
-        await wait_for(lambda: bus.js.stream_info(IN.name), "IN")
-        await chain.fence()
-        assert await chain.append(entries(3))
-    finally:
-        await bus.close()
+
+
+async def test_what_is_asked_without_a_connection_is_not_sent_when_it_is_back(live: LivePlatform, bus: Bus) -> None:
+    await ensure_owned(bus.js, "courier")
+    pipeline, lost = Pipeline(bus, 5.0), asyncio.Event()
+    await pipeline.open()
+    bus.on_disconnect(lost.set)
+    live.kill("nats-server")
+    async with asyncio.timeout(5):
+        await lost.wait()
+    with pytest.raises(PipelineError, match=r"2 of 2 .* before the connection was lost"):
+        await pipeline.ask([Request(in_subject("event", ADDRESS), b"{}")] * 2)
+    live.start_bus()
+    await wait_for(lambda: bus.js.stream_info(IN.name), "IN")
+    [answer] = await pipeline.ask([Request(in_subject("event", ADDRESS), b"{}")])
+    assert read_answer(answer)["seq"] == 1
+
+
+async def test_what_a_killed_server_was_asked_is_not_waited_for(live: LivePlatform, bus: Bus) -> None:
+    await ensure_owned(bus.js, "courier")
+    chain, _ = await writer(bus)
+    await chain.fence()
+    live.kill("nats-server")
+    with pytest.raises(PipelineError, match="before the connection was lost"):
+        # Half of what the pipeline itself would wait.
+        async with asyncio.timeout(2.5):
+            await chain.append(entries(1, 2))
+    live.start_bus()
+    await wait_for(lambda: bus.js.stream_info(IN.name), "IN")
+    await chain.fence()
+    assert await chain.append(entries(3))

@@ -257,10 +257,17 @@ async def test_another_authoritys_certificate_is_refused(tmp_path) -> None:
 
 
 async def test_a_device_that_is_told_to_stop_does_not_wait_for_a_dead_network(monkeypatch) -> None:
-    async with broker(until_closed) as port:
+    accepted = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        await until_closed(reader, writer)
+
+    async with broker(silent) as port:
         ears = Ears(port)
         task = asyncio.create_task(ears.link.run())
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            await accepted.wait()
         task.cancel()
         async with asyncio.timeout(5):
             await asyncio.gather(task, return_exceptions=True)

@@ -148,14 +148,19 @@ def test_the_slice_follows_the_window_and_never_exceeds_what_is_left() -> None:
 
 async def test_while_bytes_come_in_a_piece_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_runtime.parcels.windows.MIN_STALL_S", 0.05)
-    heard = [0.0]
-    depot = SlowDepot(Way(receiving=lambda: heard[0]))
-    loop = asyncio.get_running_loop()
+    loop, looks = asyncio.get_running_loop(), 0
+
+    def receiving() -> float:
+        nonlocal looks
+        looks += 1
+        return loop.time()
+
+    depot = SlowDepot(Way(receiving=receiving))
     depot.answer = lambda data, part: None  # type: ignore[method-assign]
     fetching = asyncio.create_task(depot.fetcher._collect(None, {depot.artifact.recipe: 2_000}, lambda *_: None))
-    for _ in range(20):  # 20 times the stall, with a byte each
-        await asyncio.sleep(0.03)
-        heard[0] = loop.time()
+    async with asyncio.timeout(10):
+        while looks < 20:  # noqa: ASYNC110 - 20 times the stall, with a byte each
+            await asyncio.sleep(0)
     assert len(depot.wants) == 1
     depot.fetcher.received(write_piece(depot.recipe))
     await fetching
@@ -169,10 +174,16 @@ async def test_what_was_given_up_as_lost_may_still_come(monkeypatch: pytest.Monk
     depot.answer = lambda data, part: None  # type: ignore[method-assign]
     taken: list[bytes] = []
     work = depot.fetcher._collect(None, {depot.artifact.recipe: 108}, lambda _, data: taken.append(data))
+    rest, rests = depot.fetcher._rest, asyncio.Event()
+
+    async def told(deadline: float) -> None:
+        rests.set()
+        await rest(deadline)
+
+    monkeypatch.setattr(depot.fetcher, "_rest", told)
     fetching = asyncio.create_task(work)
-    while not depot.wants:  # noqa: ASYNC110 - nothing else tells
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.1)  # it rests now
+    async with asyncio.timeout(10):
+        await rests.wait()
     depot.fetcher.received(write_piece(depot.recipe))
     depot.fetcher.connected()
     async with asyncio.timeout(5):

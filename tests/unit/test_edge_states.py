@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 
 import pytest
@@ -83,8 +82,9 @@ async def test_got_is_never_coalesced(link) -> None:
     ids = [f"01J{number:023d}" for number in range(2 * MAX_GOT_IDS + 50)]
     for letter_id in ids:
         states.got(letter_id)
-    await asyncio.sleep(0.05)
+    states.flush()
     assert link.sent == []
+    assert states.pending_gots() == ids
     link.open = True
     states.flush()
     assert [i for _, raw in link.sent for i in read_state(raw, "got").data.ids] == ids

@@ -8,6 +8,7 @@ import pytest
 from services.kit.credentials import NKey, Permissions, UserClaims, decode_jwt, user_jwt
 from services.kit.folder import SERVICES
 from services.kit.permissions import auditor_permissions, operator_permissions, service_permissions
+from tests.support.subjects import covers
 
 DURABLES = {
     "UP": {"courier": "courier"},
@@ -21,19 +22,9 @@ DURABLES = {
 }
 
 
-def matches(pattern: str, subject: str) -> bool:
-    wanted, levels = pattern.split("."), subject.split(".")
-    for number, level in enumerate(wanted):
-        if level == ">":
-            return len(levels) > number
-        if number >= len(levels) or level not in {"*", levels[number]}:
-            return False
-    return len(wanted) == len(levels)
-
-
 def may_publish(permissions: Permissions, subject: str) -> bool:
-    allowed = any(matches(pattern, subject) for pattern in permissions.publish)
-    return allowed and not any(matches(pattern, subject) for pattern in permissions.forbidden)
+    allowed = any(covers(pattern, subject) for pattern in permissions.publish)
+    return allowed and not any(covers(pattern, subject) for pattern in permissions.forbidden)
 
 
 def everyone() -> dict[str, Permissions]:
