@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from nats.errors import TimeoutError as NatsTimeoutError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
+from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError as NoMessageError
 from pydantic import BaseModel
 
@@ -18,11 +16,10 @@ from schemas.ids import Address
 from schemas.topics import Channel, parse_in, parse_subject
 from services.kit.bus import Bus
 from services.kit.errors import NotFoundError
+from services.kit.puller import scan, sequence_of, stored_s
 from services.kit.rejects import MESSAGE, REASON, SUBJECT
 from services.kit.streams import REJECTS
 
-_BATCH = 256
-_FETCH_TIMEOUT_S = 1.0
 _SERVICE_LEVEL = 2
 
 
@@ -77,8 +74,12 @@ class Wanted(BaseModel):
 async def list_rejected(bus: Bus, wanted: Wanted, limit: int) -> list[Rejected]:
     """The newest ones that are asked for, oldest first."""
     found: list[Rejected] = []
-    async for subject, headers, raw, sequence, time in _scan(bus, wanted.since):
-        rejected = _describe(subject, headers, raw, sequence, time)
+    async for message in scan(bus, REJECTS.name):
+        time = datetime.fromtimestamp(stored_s(message), UTC)
+        if wanted.since is not None and time < wanted.since:
+            continue
+        headers = dict(message.headers or {})
+        rejected = _describe(message.subject, headers, message.data, sequence_of(message), time)
         if wanted.fits(rejected):
             found.append(rejected)
             del found[:-limit]
@@ -117,24 +118,6 @@ def parse_since(text: str, now: datetime) -> datetime:
             return now - timedelta(seconds=float(number) * seconds)
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-async def _scan(bus: Bus, since: datetime | None) -> AsyncIterator[tuple[str, dict[str, str], bytes, int, datetime]]:
-    last = (await bus.js.stream_info(REJECTS.name)).state.last_seq
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=30.0)
-    if since is not None:
-        config.deliver_policy, config.opt_start_time = DeliverPolicy.BY_START_TIME, since
-    subscription = await bus.js.pull_subscribe(">", stream=REJECTS.name, config=config)
-    seen = 0
-    while seen < last:
-        try:
-            batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
-        except (NatsTimeoutError, TimeoutError):
-            return  # the rest has expired meanwhile, or none is as young as asked
-        for message in batch:
-            metadata = message.metadata
-            seen = metadata.sequence.stream
-            yield message.subject, dict(message.headers or {}), message.data, seen, metadata.timestamp
 
 
 def _describe(subject: str, headers: dict[str, str], raw: bytes, sequence: int, time: datetime) -> Rejected:

@@ -14,8 +14,6 @@ from math import ceil
 from pathlib import Path
 from random import Random
 
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-
 from causeway.platform.init import InitOptions, init_platform
 from causeway.platform.lifeline import die_with_parent
 from causeway.platform.supervisor import Supervisor
@@ -32,6 +30,7 @@ from services.kit.bus import Bus, connect
 from services.kit.errors import PlatformError
 from services.kit.folder import StateFolder
 from services.kit.permissions import AUDITOR, OPERATOR
+from services.kit.puller import scan, stored_s
 from services.kit.settings import Settings
 from services.kit.streams import IN
 
@@ -42,8 +41,6 @@ START_DELAY_S = 0.5
 READY_TIMEOUT_S = 120.0
 GRACE_S = 60.0
 """For the processes to write down what they did, after the trace has ended."""
-_BATCH = 256
-_FETCH_TIMEOUT_S = 1.0
 
 Progress = Callable[[str], None]
 
@@ -261,21 +258,10 @@ def _tail(log: Path) -> str:
 
 async def _arrivals(bus: Bus) -> list[tuple[str, float]]:
     """Id of every letter in IN, in its order, and when the stream took it, in seconds since 1970."""
-    last = (await bus.js.stream_info(IN.name)).state.last_seq
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=30.0)
-    subscription = await bus.js.pull_subscribe(in_pattern("sample"), stream=IN.name, config=config)
-    found = []
-    seen = 0
-    while seen < last:
-        try:
-            batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
-        except TimeoutError:
-            break  # what follows is of another kind
-        for message in batch:
-            seen = message.metadata.sequence.stream
-            body = json.loads(parse(message.data).body)
-            found.append((body["id"], message.metadata.timestamp.timestamp()))
-    return found
+    return [
+        (json.loads(parse(message.data).body)["id"], stored_s(message))
+        async for message in scan(bus, IN.name, subject=in_pattern("sample"))
+    ]
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
+from nats.js.api import Header
 from nats.js.errors import APIError, KeyWrongLastSequenceError, NoKeysError, NotFoundError
 from nats.js.kv import KeyValue
 
@@ -14,14 +14,12 @@ from services.aggregator.entries import Accepted, Entry, Refused, effect_key, re
 from services.aggregator.fold import JobFold
 from services.kit.api.aggregator import JobRequest, JobView
 from services.kit.bus import Bus
-from services.kit.errors import RefusedError, UnreachableError
+from services.kit.errors import RefusedError
 from services.kit.mailbox import LETTER_ID
+from services.kit.puller import scan, sequence_of
 from services.kit.streams import ROUNDS
 
 _WRONG_LAST_SEQUENCE = frozenset({10070, 10071})
-_BATCH = 128
-_FETCH_TIMEOUT_S = 5.0
-_CONSUMER_LIFE_S = 30.0
 
 
 class LedgerMovedError(Exception):
@@ -71,45 +69,16 @@ class Ledger:
 
     async def read(self, job: str, *, after: int) -> AsyncIterator[tuple[int, Entry]]:
         """Entries with a sequence above `after`, to the one that is last when the reading begins."""
-        async for sequence, _, raw in self._scan(job, after, headers_only=False):
-            yield sequence, read_entry(raw)
+        async for message in scan(self._bus, ROUNDS.name, after + 1, subject=rounds_subject(job)):
+            yield sequence_of(message), read_entry(message.data)
 
     async def holds_letter(self, job: str, letter: str, *, after: int) -> bool:
         """Whether a letter's effect stands above sequence `after`."""
-        async for _, headers, _ in self._scan(job, after, headers_only=True):
-            if headers.get(LETTER_ID) == letter:
+        subject = rounds_subject(job)
+        async for message in scan(self._bus, ROUNDS.name, after + 1, headers_only=True, subject=subject):
+            if (message.headers or {}).get(LETTER_ID) == letter:
                 return True
         return False
-
-    async def _scan(
-        self, job: str, after: int, *, headers_only: bool
-    ) -> AsyncIterator[tuple[int, dict[str, str], bytes]]:
-        js, subject = self._bus.js, rounds_subject(job)
-        last = await self.last(job)
-        if last <= after:
-            return
-        config = ConsumerConfig(
-            ack_policy=AckPolicy.NONE,
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=after + 1,
-            headers_only=headers_only,
-            inactive_threshold=_CONSUMER_LIFE_S,
-        )
-        subscription = await js.pull_subscribe(subject, stream=ROUNDS.name, config=config)
-        try:
-            sequence = after
-            while sequence < last:
-                try:
-                    batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
-                except TimeoutError as error:
-                    raise UnreachableError(
-                        f"read ledger of {job}: it ends at {last}, nothing came after {sequence}; is nats-server well?"
-                    ) from error
-                for message in batch:
-                    sequence = message.metadata.sequence.stream
-                    yield sequence, dict(message.headers or {}), message.data
-        finally:
-            await subscription.unsubscribe()
 
 
 class JobRecord(JobView):

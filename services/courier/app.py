@@ -9,6 +9,7 @@ from services.courier.down.postman import Postman
 from services.courier.handlers import StateHandlers
 from services.courier.integrity.wiring import Integrity
 from services.courier.lease import Lease
+from services.courier.premises import Premises
 from services.courier.receipts.receipts import Receipts
 from services.courier.receipts.sessions import Sessions
 from services.courier.settings import CourierSettings
@@ -25,11 +26,7 @@ from services.kit.settings import load_table
 
 async def wire(service: Service) -> None:
     """Connect the parts."""
-    bus, settings, platform = (
-        service.bus,
-        load_table(service.state, service.name, CourierSettings),
-        service.settings.platform,
-    )
+    bus, settings = service.bus, load_table(service.state, service.name, CourierSettings)
     pipeline = Pipeline(bus, settings.publish_timeout_s)
     await pipeline.open()
     lease = Lease(bus, settings.lease_refresh_s)
@@ -37,33 +34,21 @@ async def wire(service: Service) -> None:
     sessions = Sessions(settings.max_sessions)
     turnstile = Turnstile(bus, service.name, UP_LETTERS | STATES, settings.rejects_per_minute)
     key = read_letter_key(service.state.service_key("courier"))
-    receipts = Receipts(bus, key, platform, book=book, sessions=sessions, settings=settings)
+    premises = Premises(bus, key, service.settings.platform, book, settings)
+    receipts = Receipts(premises, sessions)
     postman = Postman(bus, pipeline, settings)
     carried = CarriedLetters()
-    bundles = Bundles(
-        bus,
-        key,
-        platform,
-        book=book,
-        carried=carried,
-        postman=postman,
-        receipts=receipts,
-        turnstile=turnstile,
-        settings=settings,
-    )
+    bundles = Bundles(premises, carried=carried, postman=postman, receipts=receipts, turnstile=turnstile)
     integrity = Integrity(bus, book, receipts, postman, settings)
     intake = Intake(
-        bus,
+        premises,
         pipeline,
         lease,
-        book=book,
-        platform=platform,
         receipts=receipts,
         sessions=sessions,
         turnstile=turnstile,
         carried=carried,
         integrity=integrity,
-        settings=settings,
     )
     handlers = StateHandlers(intake, postman, receipts, bundles, sessions, turnstile)
     await handlers.subscribe(bus)

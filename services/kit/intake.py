@@ -12,7 +12,6 @@ import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.client import JetStreamContext
 
 from schemas.envelope import parse
 from schemas.errors import ContractError
@@ -23,13 +22,14 @@ from schemas.topics import in_pattern, parse_in
 from services.kit.bus import Bus, wait_for
 from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
+from services.kit.puller import Puller, PullError, open_consumer
 from services.kit.rejects import Rejects
 from services.kit.streams import IN
 
 log = structlog.get_logger()
 
 BATCH = 64
-FETCH_TIMEOUT_S = 2.0
+PULL_WAIT_S = 5.0
 ACK_WAIT_S = 10.0
 RETRY_S = 1.0
 KEY_WAIT_S = 5.0
@@ -71,51 +71,42 @@ class Intake:
         self._handler = handler
         self._book = book
         self._rejects = Rejects(bus, service)
-        self._subscription: JetStreamContext.PullSubscription | None = None
+        self._puller: Puller | None = None
 
     async def run(self) -> None:
         """Read until cancelled; a lost connection or consumer is waited out and made again."""
+        self._bus.on_disconnect(self._disconnected)
         while True:
             try:
-                subscription = await self._subscribe()
-                await self._read(subscription)
-            except (NatsError, TimeoutError, UnreachableError) as error:
+                self._puller = puller = await self._attach()
+                while True:
+                    for message in await puller.take(BATCH, PULL_WAIT_S):
+                        await self._take(message)
+            except (NatsError, TimeoutError, UnreachableError, PullError) as error:
                 log.warning("intake.retried", service=self._service, kind=self._kind, error=repr(error))
                 await asyncio.sleep(RETRY_S)
+            finally:
+                await self._detach()
 
-    async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        durable = f"{self._service}-{self._kind}"
+    def _disconnected(self) -> None:
+        if self._puller is not None:
+            self._puller.interrupt("the connection was lost, and what was asked for with it")
+
+    async def _attach(self) -> Puller:
         config = ConsumerConfig(
+            durable_name=f"{self._service}-{self._kind}",
+            filter_subject=in_pattern(self._kind),
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=ACK_WAIT_S,
             deliver_policy=DeliverPolicy.ALL,
             max_ack_pending=4 * BATCH,
         )
-        await self._drop()
-        self._subscription = await wait_for(
-            lambda: self._bus.js.pull_subscribe(in_pattern(self._kind), durable=durable, stream=IN.name, config=config),
-            "stream IN",
-        )
-        return self._subscription
+        return await wait_for(lambda: open_consumer(self._bus, IN.name, config), "stream IN")
 
-    async def _drop(self) -> None:
-        if self._subscription is not None:
-            try:
-                await self._subscription.unsubscribe()
-            except NatsError as error:
-                log.debug("intake.unsubscribed", error=repr(error))
-            self._subscription = None
-
-    async def _read(self, subscription: JetStreamContext.PullSubscription) -> None:
-        while True:
-            try:
-                batch = await subscription.fetch(BATCH, timeout=FETCH_TIMEOUT_S)
-            except TimeoutError:  # nats-py raises its own or the bare one
-                # A consumer that vanished also just times out: ask for it.
-                await subscription.consumer_info()
-                continue
-            for message in batch:
-                await self._take(message)
+    async def _detach(self) -> None:
+        puller, self._puller = self._puller, None
+        if puller is not None:
+            await puller.close()
 
     async def _take(self, message: Msg) -> None:
         while True:

@@ -15,14 +15,18 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator
 
+import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from services.kit.bus import Bus
 from services.kit.errors import PlatformError
+
+log = structlog.get_logger()
 
 SCAN_BATCH = 1_000
 GRACE_S = 2.0
@@ -64,10 +68,13 @@ class Puller:
         self._subscription = await self._nc.subscribe(f"{self._inbox}.*", cb=self._receive)
 
     async def close(self) -> None:
-        """Stop listening."""
-        if self._subscription is not None and not self._nc.is_closed:
-            await self._subscription.unsubscribe()
-            self._subscription = None
+        """Stop listening; a lost connection did so already."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and not self._nc.is_closed:
+            try:
+                await subscription.unsubscribe()
+            except NatsError as error:
+                log.debug("puller.not_closed", error=repr(error))
 
     def interrupt(self, why: str) -> None:
         """Have `take` raise at once, since a restarted server forgot the request; what was not taken yet is dropped."""
@@ -144,13 +151,25 @@ class Puller:
         self._arrived.set()
 
 
-async def open_consumer(
-    bus: Bus, stream: str, start: int, *, headers_only: bool = False, subject: str | None = None
-) -> Puller:
-    """An ephemeral reader from a sequence on; it goes by itself when it is not read.
+async def open_consumer(bus: Bus, stream: str, config: ConsumerConfig) -> Puller:
+    """A reader of a consumer, which is made unless it is there.
 
     Raises:
         nats.errors.Error: if the stream is missing or JetStream does not answer.
+    """
+    info = await bus.js.add_consumer(stream, config)
+    puller = Puller(bus.nc, stream, info.name)
+    await puller.open()
+    return puller
+
+
+async def open_reader(
+    bus: Bus, stream: str, start: int, *, headers_only: bool = False, subject: str | None = None
+) -> Puller:
+    """A reader from a sequence on, of a consumer of its own, which goes by itself when it is not read.
+
+    Raises:
+        nats.errors.Error: as `open_consumer`.
     """
     config = ConsumerConfig(
         ack_policy=AckPolicy.NONE,
@@ -160,10 +179,7 @@ async def open_consumer(
         filter_subject=subject,
         inactive_threshold=INACTIVE_S,
     )
-    info = await bus.js.add_consumer(stream, config)
-    puller = Puller(bus.nc, stream, info.name)
-    await puller.open()
-    return puller
+    return await open_consumer(bus, stream, config)
 
 
 async def scan(
@@ -182,7 +198,7 @@ async def scan(
     if last is not None and start > last:
         return
     seen = start - 1
-    puller = await open_consumer(bus, stream, start, headers_only=headers_only, subject=subject)
+    puller = await open_reader(bus, stream, start, headers_only=headers_only, subject=subject)
     try:
         while (last is None or seen < last) and (batch := await puller.take(SCAN_BATCH, QUIET_S)):
             for message in batch:
@@ -195,6 +211,7 @@ async def scan(
 
 
 async def _last_of(bus: Bus, stream: str, subject: str | None) -> int | None:
+    """Sequence of the last one, 0 if there is none; None if the server does not know."""
     if subject is None:
         return (await bus.js.stream_info(stream)).state.last_seq
     try:
@@ -203,7 +220,7 @@ async def _last_of(bus: Bus, stream: str, subject: str | None) -> int | None:
         if error.err_code != NO_MESSAGE:
             raise
         # 2.9.10 also says so where the last of several subjects was deleted.
-        return None
+        return None if "*" in subject or ">" in subject else 0
 
 
 async def _holds(bus: Bus, stream: str, sequence: int) -> bool:

@@ -10,7 +10,9 @@ from ulid import ULID
 from schemas.envelope import Signer, parse
 from schemas.ids import Address
 from schemas.letters import read_down
+from services.courier.premises import Premises
 from services.courier.receipts.receipts import REVISIONS_PER_S, Receipts
+from services.courier.receipts.sessions import Sessions
 from services.courier.up.marks import Marks
 from services.kit.service import utc_now
 
@@ -23,10 +25,9 @@ async def receipts() -> Receipts:
         "key": SimpleNamespace(generation=1, signer=Signer.generate()),
         "platform": str(ULID()),
         "book": SimpleNamespace(get=lambda _: None),
-        "sessions": {},
         "settings": SimpleNamespace(receipt_interval_s=0.25),
     }
-    signing = Receipts(**made)
+    signing = Receipts(Premises(**made), Sessions(1))
     await signing.resume(Marks())
     return signing
 

@@ -28,15 +28,13 @@ from services.courier import metrics
 from services.courier.bundles.origins import Origins
 from services.courier.down.mailboxes import Waiting
 from services.courier.down.postman import Postman
+from services.courier.premises import Premises
 from services.courier.receipts.pacing import ReceiptPacer
 from services.courier.receipts.receipts import Receipts
-from services.courier.settings import CourierSettings
 from services.kit import rpc
 from services.kit.api.depot import PackAnswer, PackRequest
-from services.kit.bus import Bus
-from services.kit.devices import DeviceBook, DeviceRecord
+from services.kit.devices import DeviceRecord
 from services.kit.errors import NotFoundError, PlatformError, RefusedError, UnreachableError
-from services.kit.keys import LetterKey
 from services.kit.service import utc_now
 
 log = structlog.get_logger()
@@ -71,25 +69,17 @@ class Answers:
 
     def __init__(
         self,
-        bus: Bus,
-        key: LetterKey,
-        platform: str,
+        premises: Premises,
         *,
-        book: DeviceBook,
         origins: Origins,
         postman: Postman,
         receipts: Receipts,
-        settings: CourierSettings,
     ) -> None:
-        self._bus = bus
-        self._key = key
-        self._platform = platform
-        self._book = book
+        self._premises = premises
         self._origins = origins
         self._postman = postman
         self._receipts = receipts
-        self._settings = settings
-        self._pacer = ReceiptPacer(settings.answer_interval_s)
+        self._pacer = ReceiptPacer(premises.settings.answer_interval_s)
         self._kick = asyncio.Event()
         self._now: list[Address] = []
 
@@ -151,7 +141,7 @@ class Answers:
         return self._seal(record, contents, tuple(letters), more)
 
     async def _send(self, address: Address) -> None:
-        origin, record = self._origins.get(address), self._book.get(address)
+        origin, record = self._origins.get(address), self._premises.book.get(address)
         carriers = [carrier for carrier in origin.carriers if carrier != address]
         # To whoever brought its bundles, and to itself in case it has a link of its own by now.
         ways = [(carrier, "carrier", max(1, MAX_COPIES // len(carriers))) for carrier in carriers]
@@ -177,12 +167,14 @@ class Answers:
         subject = Topic(receiver, Channel.DOWN, "bundle").subject
         try:
             for parcel in parcels:
-                await self._bus.nc.publish(subject, parcel.on_its_way(hops=0, copies=copies, age_s=0.0).write())
+                await self._premises.bus.nc.publish(
+                    subject, parcel.on_its_way(hops=0, copies=copies, age_s=0.0).write()
+                )
         except NatsError as error:
             log.warning("bundle.not_sent", carrier=str(receiver), error=repr(error))
 
     def _record(self, address: Address) -> DeviceRecord:
-        record = self._book.get(address)
+        record = self._premises.book.get(address)
         if record is None:
             raise NotFoundError(f"write a bundle to {address}: there is no such device; see `causeway device list`")
         if record.standing != "enrolled":
@@ -192,13 +184,13 @@ class Answers:
     def _receipt(self, address: Address, hello: Hello | None) -> CarriedLetter | None:
         if hello is None:
             return None
-        raw = self._receipts.write(address, hello.session, hello.epoch, self._settings.answer_lifetime_s)
+        raw = self._receipts.write(address, hello.session, hello.epoch, self._premises.settings.answer_lifetime_s)
         return None if raw is None else CarriedLetter(kind="receipt", envelope=raw.decode())
 
     async def _letters(self, address: Address, after: int) -> tuple[list[tuple[Waiting, bytes]], int | None]:
         waiting = [letter for letter in self._postman.waiting(address) if letter.sequence > after]
         chosen: list[tuple[Waiting, bytes]] = []
-        room = self._settings.answer_bytes
+        room = self._premises.settings.answer_bytes
         for start in range(0, len(waiting), FETCH):
             for letter, raw in await self._postman.fetch(waiting[start : start + FETCH]):
                 room -= len(raw)
@@ -210,7 +202,9 @@ class Answers:
     async def _trust(self, hello: Hello | None, *, whole: bool) -> str | None:
         held = (hello.trust if hello else None) or _EVERYTHING
         try:
-            answer = await rpc.call(self._bus, "depot", "pack", PackRequest(held=held), timeout_s=PACK_TIMEOUT_S)
+            answer = await rpc.call(
+                self._premises.bus, "depot", "pack", PackRequest(held=held), timeout_s=PACK_TIMEOUT_S
+            )
         except PlatformError as error:
             if whole:
                 raise
@@ -223,14 +217,16 @@ class Answers:
     ) -> Answer:
         to = Addressed(
             bundle_id=str(ULID()),
-            platform=self._platform,
+            platform=self._premises.platform,
             origin=service_source("courier"),
             destination=record.address.source,
             created=utc_now(),
-            lifetime_s=self._settings.answer_lifetime_s,
+            lifetime_s=self._premises.settings.answer_lifetime_s,
             priority="control",
             acknowledges=self._origins.get(record.address).stored,
         )
-        parcels = write_bundle(contents, to, seal_key=base64.b64decode(record.seal_key), signer=self._key.signer)
+        parcels = write_bundle(
+            contents, to, seal_key=base64.b64decode(record.seal_key), signer=self._premises.key.signer
+        )
         receipts = len(contents.letters) - len(letters)
         return Answer(to.bundle_id, tuple(parcels), letters, receipts, contents.trust is not None, more)

@@ -24,7 +24,7 @@ from services.courier.bundles.opening import bundle_subject
 from services.courier.bundles.unpacker import Outcome, Unpacker
 from services.courier.settings import CourierSettings
 from services.kit.bus import Bus
-from services.kit.puller import Puller, PullError, sequence_of, stored_s
+from services.kit.puller import Puller, PullError, open_consumer, sequence_of, stored_s
 from services.kit.rejects import Turnstile
 from services.kit.streams import IN
 
@@ -145,15 +145,9 @@ class BundleReader:
             ack_wait=self._settings.bundle_ack_wait_s,
             max_ack_pending=self._settings.bundle_fragments + self._settings.early_fragments + 2 * BATCH,
         )
-        await self._bus.js.add_consumer(IN.name, config)
-        puller = Puller(self._bus.nc, IN.name, DURABLE)
-        await puller.open()
-        return puller
+        return await open_consumer(self._bus, IN.name, config)
 
     async def _detach(self) -> None:
         puller, self._puller = self._puller, None
         if puller is not None:
-            try:
-                await puller.close()
-            except NatsError as error:
-                log.debug("puller.not_closed", error=repr(error))
+            await puller.close()

@@ -13,12 +13,9 @@ from services.courier.bundles.reader import BundleReader
 from services.courier.bundles.unpacker import Unpacker
 from services.courier.bundles.verbs import BundleVerbs
 from services.courier.down.postman import Postman
+from services.courier.premises import Premises
 from services.courier.receipts.receipts import Receipts
-from services.courier.settings import CourierSettings
 from services.courier.up.carried import CarriedLetters
-from services.kit.bus import Bus
-from services.kit.devices import DeviceBook
-from services.kit.keys import LetterKey
 from services.kit.rejects import Turnstile
 from services.kit.service import Service
 
@@ -33,38 +30,26 @@ class Bundles:
 
     def __init__(
         self,
-        bus: Bus,
-        key: LetterKey,
-        platform: str,
+        premises: Premises,
         *,
-        book: DeviceBook,
         carried: CarriedLetters,
         postman: Postman,
         receipts: Receipts,
         turnstile: Turnstile,
-        settings: CourierSettings,
     ) -> None:
-        self._bus = bus
+        self._bus, settings = premises.bus, premises.settings
         self._reader: BundleReader | None = None
         self._answers: Answers | None = None
-        if key.seal_key is None:
+        seal_key = premises.key.seal_key
+        if seal_key is None:
             log.warning("bundles.off", why="the courier's key file has no seal seed; `causeway init` writes one")
             return
         origins = Origins(settings.max_origins)
-        self._answers = Answers(
-            bus,
-            key,
-            platform,
-            book=book,
-            origins=origins,
-            postman=postman,
-            receipts=receipts,
-            settings=settings,
-        )
+        self._answers = Answers(premises, origins=origins, postman=postman, receipts=receipts)
         unpacker = Unpacker(
-            book,
-            platform,
-            key.seal_key,
+            premises.book,
+            premises.platform,
+            seal_key,
             carried=carried,
             postman=postman,
             origins=origins,
@@ -72,7 +57,7 @@ class Bundles:
             answer=self._answers.ask,
             settings=settings,
         )
-        self._reader = BundleReader(bus, unpacker, turnstile, settings)
+        self._reader = BundleReader(premises.bus, unpacker, turnstile, settings)
         self._verbs = BundleVerbs(self._reader, self._answers, origins, postman)
 
     def start(self, service: Service, *ready: asyncio.Event) -> None:

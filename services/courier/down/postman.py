@@ -21,7 +21,7 @@ from services.kit.bus import Bus
 from services.kit.errors import PlatformError
 from services.kit.mailbox import EXPIRES, LETTER_ID
 from services.kit.pipeline import Pipeline, PipelineError, Request
-from services.kit.puller import Puller, PullError, open_consumer, scan, sequence_of, stored_s
+from services.kit.puller import Puller, PullError, open_reader, scan, sequence_of, stored_s
 from services.kit.service import utc_now
 from services.kit.streams import OUT
 
@@ -176,7 +176,7 @@ class Postman:
         return last
 
     async def _follow(self, last: int) -> None:
-        self._puller = await open_consumer(self._bus, OUT.name, last + 1)
+        self._puller = await open_reader(self._bus, OUT.name, last + 1)
         while True:
             for message in await self._puller.take(SEND_BATCH, PULL_WAIT_S):
                 # The bytes are at hand, so the first sending needs no look-up.

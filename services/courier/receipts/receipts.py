@@ -17,13 +17,10 @@ from schemas.ids import Address
 from schemas.letters import write_down
 from schemas.topics import Channel, Topic
 from services.courier import metrics
+from services.courier.premises import Premises
 from services.courier.receipts.pacing import Due, ReceiptPacer
 from services.courier.receipts.sessions import Sessions
-from services.courier.settings import CourierSettings
 from services.courier.up.marks import Marks
-from services.kit.bus import Bus
-from services.kit.devices import DeviceBook
-from services.kit.keys import LetterKey
 from services.kit.service import utc_now
 
 log = structlog.get_logger()
@@ -35,23 +32,10 @@ REVISIONS_PER_S = 1_000_000
 class Receipts:
     """Sends receipts while the marks are known; what is asked for meanwhile is sent once they are."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        key: LetterKey,
-        platform: str,
-        *,
-        book: DeviceBook,
-        sessions: Sessions,
-        settings: CourierSettings,
-    ) -> None:
-        self._bus = bus
-        self._key = key
-        self._platform = platform
-        self._book = book
+    def __init__(self, premises: Premises, sessions: Sessions) -> None:
+        self._premises = premises
         self._sessions = sessions
-        self._settings = settings
-        self._pacer = ReceiptPacer(settings.receipt_interval_s)
+        self._pacer = ReceiptPacer(premises.settings.receipt_interval_s)
         self._owed: OrderedDict[Address, str] = OrderedDict()
         self._marks: Marks | None = None
         self._revision = 0
@@ -72,7 +56,7 @@ class Receipts:
         """A device is owed the marks of an epoch."""
         if self._marks is None:
             self._owed[address] = epoch
-            if len(self._owed) > self._settings.max_sessions:
+            if len(self._owed) > self._premises.settings.max_sessions:
                 self._owed.popitem(last=False)
             return
         due = self._pacer.ask(address, epoch, time.monotonic())
@@ -104,9 +88,9 @@ class Receipts:
         if self._marks is None:
             self._owed[due.address] = due.epoch
             return
-        raw = self._sign(due, session, self._marks, self._settings.receipt_lifetime_s)
+        raw = self._sign(due, session, self._marks, self._premises.settings.receipt_lifetime_s)
         try:
-            await self._bus.nc.publish(Topic(due.address, Channel.DOWN, "receipt").subject, raw)
+            await self._premises.bus.nc.publish(Topic(due.address, Channel.DOWN, "receipt").subject, raw)
         except NatsError as error:
             # Duplicates earn the receipt again.
             log.warning("receipt.not_sent", device=str(due.address), error=repr(error))
@@ -115,7 +99,7 @@ class Receipts:
 
     def _sign(self, due: Due, session: str, marks: Marks, lifetime_s: float) -> bytes:
         now = utc_now()
-        record = self._book.get(due.address)
+        record = self._premises.book.get(due.address)
         held = record.quarantine if record is not None else None
         # Finer than any courier signs, so that it never runs ahead of the clock, by which the next courier begins.
         self._revision = max(self._revision + 1, int(now.timestamp() * REVISIONS_PER_S))
@@ -133,11 +117,11 @@ class Receipts:
             letter_id=str(ULID()),
             service="courier",
             address=due.address,
-            platform=self._platform,
+            platform=self._premises.platform,
             time=now,
             expires=now + timedelta(seconds=lifetime_s),
-            generation=self._key.generation,
+            generation=self._premises.key.generation,
             revision=self._revision,
             slot="-",
-            signer=self._key.signer,
+            signer=self._premises.key.signer,
         )

@@ -17,9 +17,9 @@ from schemas.topics import Channel, Topic, fence_subject, in_subject, refused_su
 from services.courier import metrics
 from services.courier.integrity.wiring import Integrity
 from services.courier.lease import Lease
+from services.courier.premises import Premises
 from services.courier.receipts.receipts import Receipts
 from services.courier.receipts.sessions import Sessions
-from services.courier.settings import CourierSettings
 from services.courier.up.carried import CarriedLetters, Judged
 from services.courier.up.chain import Chain, Entry
 from services.courier.up.errands import Desk
@@ -29,11 +29,9 @@ from services.courier.up.marks_store import MarksStore
 from services.courier.up.ordering import Ruling, Verdict, rule
 from services.courier.up.pace import Pace, sender_of
 from services.courier.up.verifying import ENROL, Opened, open_letter
-from services.kit.bus import Bus
-from services.kit.devices import DeviceBook
 from services.kit.errors import UnreachableError
 from services.kit.pipeline import Pipeline, PipelineError
-from services.kit.puller import Puller, PullError, stored_s
+from services.kit.puller import Puller, PullError, open_consumer, stored_s
 from services.kit.rejects import Turnstile
 from services.kit.service import utc_now
 from services.kit.streams import UP
@@ -53,23 +51,18 @@ class Intake:
 
     def __init__(
         self,
-        bus: Bus,
+        premises: Premises,
         pipeline: Pipeline,
         lease: Lease,
         *,
-        book: DeviceBook,
-        platform: str,
         receipts: Receipts,
         sessions: Sessions,
         turnstile: Turnstile,
         carried: CarriedLetters,
         integrity: Integrity,
-        settings: CourierSettings,
     ) -> None:
-        self._bus = bus
+        self._premises = premises
         self._lease = lease
-        self._book = book
-        self._platform = platform
         self._receipts = receipts
         self._sessions = sessions
         self._turnstile = turnstile
@@ -77,13 +70,12 @@ class Intake:
         carried.on_put(self._nudge)
         self._errands, self._watch, self._warden = integrity.errands, integrity.watch, integrity.warden
         self._errands.on_put(self._nudge)
-        self._pace = Pace(settings.letters_per_minute)
-        self._settings = settings
+        self._pace = Pace(premises.settings.letters_per_minute)
         self._chain = Chain(pipeline, fence_subject())
-        self._store = MarksStore(bus, pipeline)
+        self._store = MarksStore(premises.bus, pipeline)
         self._marks: Marks | None = None
         self._puller: Puller | None = None
-        self._inspector = Inspector(book, platform)
+        self._inspector = Inspector(premises.book, premises.platform)
         self._ahead: asyncio.Task[list[Inspected]] | None = None
         self._unsaved = 0
         self._saved_at = time.monotonic()
@@ -187,19 +179,13 @@ class Intake:
         config = ConsumerConfig(
             durable_name=DURABLE, ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, mem_storage=True
         )
-        await self._bus.js.add_consumer(UP.name, config)
-        puller = Puller(self._bus.nc, UP.name, DURABLE)
-        await puller.open()
-        return puller
+        return await open_consumer(self._premises.bus, UP.name, config)
 
     async def _detach(self) -> None:
         await self._stop_reading()
         puller, self._puller = self._puller, None
         if puller is not None:
-            try:
-                await puller.close()
-            except NatsError as error:
-                log.debug("puller.not_closed", error=repr(error))
+            await puller.close()
 
     async def _turn(self, puller: Puller) -> None:
         batch = await (self._ahead or self._read_ahead(puller))
@@ -209,8 +195,8 @@ class Intake:
             await self._take(batch)
         # After those that came by themselves, and one bundle and one errand at a time.
         self._unsaved += len(batch) + await self._take_carried() + await self._run_errand()
-        rested = time.monotonic() - self._saved_at
-        if self._unsaved >= self._settings.snapshot_letters or rested >= self._settings.snapshot_interval_s:
+        settings, rested = self._premises.settings, time.monotonic() - self._saved_at
+        if self._unsaved >= settings.snapshot_letters or rested >= settings.snapshot_interval_s:
             await self.save()
 
     def _read_ahead(self, puller: Puller) -> asyncio.Task[list[Inspected]]:
@@ -218,7 +204,7 @@ class Intake:
 
     async def _read(self, puller: Puller) -> list[Inspected]:
         messages = []
-        for message in await puller.take(self._settings.batch, PULL_WAIT_S):
+        for message in await puller.take(self._premises.settings.batch, PULL_WAIT_S):
             if self._pace.admits(sender_of(message.subject), stored_s(message)):
                 messages.append(message)
             else:
@@ -274,7 +260,7 @@ class Intake:
 
     def _open(self, raw: bytes, subject: str) -> Opened:
         """A letter that a carrier or an operator brings: it may be old."""
-        letter = open_letter(raw, subject, self._book, self._platform, utc_now())
+        letter = open_letter(raw, subject, self._premises.book, self._premises.platform, utc_now())
         return self._check(replace(letter, carried=True))
 
     def _check(self, letter: Opened | ContractError) -> Opened:
