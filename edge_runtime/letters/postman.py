@@ -20,6 +20,7 @@ from edge_runtime.letters.sending import (
     Run,
     Turns,
     cut_short,
+    is_in_doubt,
     plan,
     recalled,
     receipted,
@@ -82,8 +83,9 @@ class Postman:
         self._flights = {lane: Flight(mark=marks.get(lane, 0), sent=marks.get(lane, 0)) for lane in LANES}
         self._highest = dict.fromkeys(LANES, 0)
         path_s = self._post.link.measured().round_trip_s
-        if path_s is not None and self.round_trip.mean_s is None:
-            self.round_trip = self.round_trip.with_sample(path_s)
+        if path_s is not None:
+            # Another connection may go another way; what was learned of a slow one would make waits long for nothing.
+            self.round_trip = RoundTrip().with_sample(path_s)
         self._active = True
         self._wake.set()
 
@@ -154,7 +156,7 @@ class Postman:
                 flight = under_way(flight, now)
             held = self._post.outbox.run_above(lane, flight.mark)
             decision = plan(flight, held, now, self.round_trip.wait_s, granted.window)
-            if decision.flight.silences > max(flight.silences, 1):
+            if is_in_doubt(flight, decision.flight):
                 self._post.silent()
             self._flights[lane] = decision.flight
             if decision.run is not None:

@@ -2,6 +2,7 @@
 
 The courier admits a lane's letters in order and drops what is early, so a loss is mended by going back to the letter
 after the mark (go-back-N, RFC 3366), and the window grows with progress and halves with each silence (RFC 5681).
+Where silence follows silence, one letter at a time asks whether anybody is there again.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ from schemas.events import Lane
 MIN_WINDOW = 4
 START_WINDOW = 16
 MAX_WINDOW = 128
-_MAX_DOUBLINGS = 5
 
 MIN_WAIT_S = 1.0
 MAX_WAIT_S = 30.0
+PROBE_S = 10.0
+"""Waits double up to this, or to what a receipt takes where that is longer."""
+PROBES_AFTER = 2
+"""Silences in a row after which a single letter goes again instead of a window; so it may go sooner for the load."""
+QUESTIONS_APART = 3
+"""A silence that goes on is followed by hello only now and then: a courier that is late has enough to do."""
+_MAX_DOUBLINGS = 5
 COALESCING_S = 0.5
 """The courier may hold a receipt back for 250 ms; twice that is no sign of loss."""
 
@@ -103,11 +110,12 @@ def plan(flight: Flight, held: Run | None, now: float, wait_s: float, granted: i
             sent=flight.mark,
             window=max(MIN_WINDOW, flight.window // 2),
             since=now,
-            silences=min(_MAX_DOUBLINGS, flight.silences + 1),
+            silences=flight.silences + 1,
             timed=0,
         )
     first = max(flight.sent + 1, held.first)
-    last = min(held.last, held.first - 1 + min(flight.window, granted))
+    window = 1 if flight.silences >= PROBES_AFTER else min(flight.window, granted)
+    last = min(held.last, held.first - 1 + window)
     if first > last:
         return Plan(None, flight, _deadline(flight, wait_s) if flight.waits else None)
     if not flight.waits:
@@ -117,6 +125,13 @@ def plan(flight: Flight, held: Run | None, now: float, wait_s: float, granted: i
         flight = replace(flight, timed=last, timed_at=now)
     flight = replace(flight, sent=last)
     return Plan(Run(first, last), flight, _deadline(flight, wait_s))
+
+
+def is_in_doubt(before: Flight, after: Flight) -> bool:
+    """Whether one more silence is a reason to say hello again: a new courier may not know the session."""
+    silences = after.silences
+    often = silences <= _MAX_DOUBLINGS or silences % QUESTIONS_APART == 0
+    return silences > before.silences and silences >= PROBES_AFTER and often
 
 
 def cut_short(flight: Flight, sent: int) -> Flight:
@@ -153,7 +168,7 @@ def recalled(flight: Flight, first: int, now: float) -> Flight:
 
 
 def _deadline(flight: Flight, wait_s: float) -> float:
-    return flight.since + min(MAX_WAIT_S, wait_s * float(1 << flight.silences))
+    return flight.since + max(wait_s, min(PROBE_S, wait_s * float(1 << min(_MAX_DOUBLINGS, flight.silences))))
 
 
 @dataclass(frozen=True, slots=True)

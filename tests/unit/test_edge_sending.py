@@ -12,6 +12,7 @@ from edge_runtime.letters.sending import (
     Run,
     Turns,
     cut_short,
+    is_in_doubt,
     plan,
     recalled,
     receipted,
@@ -77,6 +78,29 @@ def test_silence_goes_back_and_waits_longer_each_time() -> None:
     again = plan(flight, Run(1, 5), 1.0, 1.0)
     assert again.run == Run(1, 5)
     assert again.due == 3.0
+
+
+def test_silence_after_silence_asks_with_one_letter_at_a_time_and_says_hello_now_and_then() -> None:
+    flight, waits, hellos = plan(Flight(), Run(1, 50), 0.0, 1.0).flight, [], []
+    for silence in range(1, 13):
+        again = plan(flight, Run(1, 50), flight.since + 3_600.0, 1.0)
+        assert again.run == (Run(1, 1) if silence >= 2 else Run(1, 8))
+        assert again.due is not None
+        waits.append(again.due - again.flight.since)
+        if is_in_doubt(flight, again.flight):
+            hellos.append(silence)
+        flight = again.flight
+    assert waits[:4] == [2.0, 4.0, 8.0, 10.0]
+    assert set(waits[3:]) == {10.0}
+    assert hellos == [2, 3, 4, 5, 6, 9, 12]
+    now = flight.since + 1.0
+    answered = receipted(flight, 1, now)
+    assert plan(answered, Run(2, 50), now, 1.0).run == Run(2, 6)
+
+
+def test_no_wait_is_shorter_than_a_receipt_takes() -> None:
+    flight = plan(Flight(silences=9), Run(1, 5), 0.0, 25.0)
+    assert flight.due == 25.0
 
 
 def test_a_gap_is_not_crossed_before_the_letters_in_front_are_receipted() -> None:
