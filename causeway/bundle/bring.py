@@ -69,39 +69,50 @@ async def bring(
         PlatformError: if the courier does not answer; what was not stored by then lies there as before.
         OSError: if the folder cannot be read or written.
     """
-    waiting, ends, receipts = folder.up(), dict[str, BundleImportAnswer](), set[Address]()
-    total, before, left = len(waiting), -1, folder.beyond()
+    (waiting, left), ends, receipts = folder.up(), dict[str, BundleImportAnswer](), set[Address]()
+    strays: dict[str, BundleImportAnswer] = {}
+    total, before = len(waiting), -1
     # Again for as long as it helps: a bundle may have come before one that holds earlier letters.
     while waiting and len(waiting) != before:
         before = len(waiting)
         for bundle, files in list(waiting.items()):
             if bundle in ends and ends[bundle].state != "early":
                 continue
-            answer = await _bring(platform, files)
+            answer, refused = await _bring(platform, files)
             ends[bundle] = _sum(ends.get(bundle), answer)
+            if refused:
+                strays[bundle] = next(iter(refused.values()))
             if answer.state in DONE:
                 if answer.receipt is not None and answer.fleet and answer.device:
                     receipts.add(_put_receipt(folder, Address(answer.fleet, answer.device), answer.receipt))
                 for file in files:
-                    file.path.unlink()
+                    if file not in refused:
+                        file.path.unlink()
                 del waiting[bundle]
             progress(total - len(waiting), total)
-    return ImportReport(origins=_by_origin(ends.values()), receipts=len(receipts), left=left)
+    # What lacks a part that was refused is told by that.
+    settled = [answer for bundle, answer in ends.items() if answer.state != "held" or bundle not in strays]
+    return ImportReport(origins=_by_origin([*settled, *strays.values()]), receipts=len(receipts), left=left)
 
 
-async def _bring(platform: Importer, files: Iterable[BundleFile]) -> BundleImportAnswer:
-    answer = BundleImportAnswer(state="held")
+async def _bring(
+    platform: Importer, files: Iterable[BundleFile]
+) -> tuple[BundleImportAnswer, dict[BundleFile, BundleImportAnswer]]:
+    """What became of the bundle, and of the files that are not of it: anybody may have put them there."""
+    answer, refused = BundleImportAnswer(state="held"), dict[BundleFile, BundleImportAnswer]()
     for file in files:
-        answer = await platform.import_bundle(file.read(), file.lay_s(time.time()))
-        if answer.state == "refused":
-            told = answer.message or answer.reason
-            return answer.model_copy(update={"message": f"{file.path.name}: {told}"})
-        if answer.bundle != file.bundle:
-            told = f"{file.path.name}: it holds a fragment of bundle {answer.bundle}; give it its name back"
-            return answer.model_copy(update={"state": "refused", "reason": "wrong_name", "message": told})
-        if answer.state != "held":
-            break
-    return answer
+        given = await platform.import_bundle(file.read(), file.lay_s(time.time()))
+        if given.state == "refused":
+            told = given.message or given.reason
+            refused[file] = given.model_copy(update={"message": f"{file.path.name}: {told}"})
+        elif given.bundle != file.bundle:
+            told = f"{file.path.name}: it holds a fragment of bundle {given.bundle}; give it its name back"
+            refused[file] = given.model_copy(update={"state": "refused", "reason": "wrong_name", "message": told})
+        else:
+            answer = given
+            if answer.state != "held":
+                break
+    return answer, refused
 
 
 def _sum(before: BundleImportAnswer | None, now: BundleImportAnswer) -> BundleImportAnswer:

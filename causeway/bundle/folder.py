@@ -46,7 +46,7 @@ class BundleFile:
 
 @dataclass(frozen=True, slots=True)
 class BundleFolder:
-    """One folder, which need not exist yet."""
+    """One folder, in which nothing need be yet."""
 
     root: Path
 
@@ -55,17 +55,16 @@ class BundleFolder:
         """What belongs to Causeway in it."""
         return self.root / "causeway"
 
-    def up(self) -> dict[str, list[BundleFile]]:
-        """Fragments for the platform by bundle, the bundle that was made first in front."""
-        return _listed(self.base / "up")
+    def up(self) -> tuple[dict[str, list[BundleFile]], int]:
+        """Fragments for the platform by bundle, the bundle that was made first in front; and how many are too many.
 
-    def beyond(self) -> int:
-        """Fragments for the platform of which there are too many to look at in one go."""
-        return fragments(self.base / "up").left
+        Those that are left are looked at another time.
+        """
+        return _listed(self.base / "up")
 
     def down(self, address: Address) -> dict[str, list[BundleFile]]:
         """Fragments for a device by bundle."""
-        return _listed(self._down(address))
+        return _listed(self._down(address))[0]
 
     def put_down(self, address: Address, bundle: str, frames: list[bytes]) -> None:
         """Write all fragments of a bundle for a device."""
@@ -106,10 +105,11 @@ class BundleFolder:
         return self.base / "pieces" / sha256[:2] / sha256
 
 
-def _listed(folder: Path) -> dict[str, list[BundleFile]]:
+def _listed(folder: Path) -> tuple[dict[str, list[BundleFile]], int]:
     found: dict[str, list[BundleFile]] = {}
-    for path in fragments(folder).paths:
+    listed = fragments(folder)
+    for path in listed.paths:
         named = read_name(path.name)
         if named is not None and path.is_file() and not path.is_symlink():
             found.setdefault(named[0], []).append(BundleFile(*named, path))
-    return {bundle: sorted(found[bundle]) for bundle in sorted(found)}
+    return {bundle: sorted(found[bundle]) for bundle in sorted(found)}, listed.left

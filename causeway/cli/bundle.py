@@ -89,6 +89,8 @@ def export_bundles(
     with explained():
         if bool(device) == everyone:
             raise SettingsError("export bundles: name devices with --device or all with --all, not both")
+        if not folder.is_dir():
+            raise SettingsError(f"export bundles to {folder}: there is no such folder; is the stick mounted?")
         named = [address(text, state) for text in device or ()]
         releases = [_release(text) for text in release or ()]
     with _bar("copying", DownloadColumn(), quiet=as_json) as progress:

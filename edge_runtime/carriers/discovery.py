@@ -116,6 +116,10 @@ class Discovery:
         except (OSError, RuntimeError, ZeroconfError) as error:  # RuntimeError: an address that has gone since
             await self.stop()
             raise NeighbourError(f"announce this device on the LAN: {error!r}", reason="no_multicast") from error
+        except BaseException:
+            # Cancelled, or what nobody expected: it is begun anew with other sockets.
+            await self.stop()
+            raise
         log.info("neighbours.announced", name=name, addresses=interfaces.addresses, port=port)
 
     async def stop(self) -> None:

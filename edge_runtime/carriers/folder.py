@@ -13,12 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime.carriers.ages import Moment, elapsed_s
+from edge_runtime.carriers.changes import remove, rewrite
 from edge_runtime.carriers.custodian import Custodian
 from edge_runtime.carriers.listing import Listed, devices, fragments
 from edge_runtime.carriers.names import FragmentKey, Label, key_of, label_of
@@ -45,7 +46,6 @@ MAX_BAD_PIECES = 1_024
 MAX_REASONS = 16
 """Files that are named with what is wrong with them; more are counted."""
 GIVER = "folder"
-_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class FolderError(EdgeError):
@@ -56,10 +56,16 @@ class FolderError(EdgeError):
 
 @dataclass(frozen=True, slots=True)
 class _Idle:
-    """When a file was looked at, by its time of change and size, and what it is of."""
+    """When a file was looked at, by its time of change and size, and what it is of.
+
+    Attributes:
+        label: None where it is no fragment.
+        refused: whether it is not what it claims to be.
+    """
 
     stamp: tuple[int, int, bool]
     label: Label | None
+    refused: bool = False
 
 
 @dataclass
@@ -78,6 +84,8 @@ class FolderCarrier:
     now: Callable[[], float] = time.monotonic
     _idle: dict[Path, _Idle] = field(default_factory=dict)
     """Files that were looked at and had nothing for us."""
+    _before: dict[Path, _Idle] = field(default_factory=dict)
+    """The same of the time before."""
 
     @property
     def root(self) -> Path:
@@ -139,11 +147,14 @@ class FolderCarrier:
                 raise FolderError(
                     f"read {self.root}: nothing is there; was this folder ever exported to?", reason="nothing_there"
                 )
+            self._before, self._idle = self._idle, {}
+            # In a synced folder others take files out at any time.
             for path in self._in_time(fragments(own), done):
-                self._take_own(path, done)
-            idle, self._idle = self._idle, {}
+                with suppress(FileNotFoundError):
+                    self._take_own(path, done)
             for path in self._in_time(self._others(), done) if custodian.carries else ():
-                self._take_other(path, idle, done)
+                with suppress(FileNotFoundError):
+                    self._take_other(path, done)
             if self.pieces is not None:
                 self._take_pieces(self.pieces, done)
         done.complete = len(custodian.store.whole(custodian.address.source))
@@ -188,27 +199,34 @@ class FolderCarrier:
         return len(raw)
 
     def _take_own(self, path: Path, done: Imported) -> None:
+        stamp, was = self._stamp(path), self._before.get(path)
+        if was is not None and was.stamp == stamp and was.label is None:
+            self._still(path, was, done)
+            return
         parcel = self._read(path, done)
         if parcel is None:
+            self._idle[path] = _Idle(stamp, None, refused=True)
             return
         verdict = self._judged(path, parcel, done)
         done.arrived += verdict == "arrived"
-        if verdict in {"arrived", "held"}:
-            _remove(path)
+        if verdict == "refused":
+            # It is judged again: newer trust, or the end of another bundle, may mend it.
+            self._idle[path] = _Idle(stamp, label_of(parcel.head), refused=True)
+        elif verdict in {"arrived", "held"}:
+            remove(path)
 
-    def _take_other(self, path: Path, idle: Mapping[Path, _Idle], done: Imported) -> None:
-        custodian, store = self.custodian, self.custodian.store
-        about = path.lstat()
-        stamp, was = (about.st_mtime_ns, about.st_size, custodian.linked), idle.get(path)
+    def _take_other(self, path: Path, done: Imported) -> None:
+        store = self.custodian.store
+        stamp, was = self._stamp(path), self._before.get(path)
         if was is not None and was.stamp == stamp and (was.label is None or not store.is_done(was.label)):
-            self._idle[path] = was
+            self._still(path, was, done)
             return
         parcel = self._read(path, done)
         label = label_of(parcel.head) if parcel is not None else None
         if label is not None and store.is_done(label):
-            _remove(path)
+            remove(path)
             return
-        self._idle[path] = _Idle(stamp, label)
+        self._idle[path] = _Idle(stamp, label, refused=parcel is None)
         if parcel is None:
             return
         key, granted = key_of(parcel), self._granted(parcel)
@@ -216,13 +234,23 @@ class FolderCarrier:
         if granted is None or store.was_seen(key) or (known is not None and known.copies):
             return
         way = parcel.on_its_way(hops=parcel.way.hops + 1, copies=1, age_s=parcel.way.age_s)
-        if self._judged(path, way, done) != "kept":
+        verdict = self._judged(path, way, done)
+        if verdict != "kept":
+            self._idle[path] = _Idle(stamp, label, refused=verdict == "refused")
             return
         del self._idle[path]
         done.carried += 1
         left = parcel.on_its_way(hops=parcel.way.hops, copies=max(1, granted[1]), age_s=parcel.way.age_s)
-        if _remove(path) if not granted[1] else _rewrite(path, left):
+        if remove(path) if not granted[1] else rewrite(path, left):
             store.own_more(key, granted[0])
+
+    def _stamp(self, path: Path) -> tuple[int, int, bool]:
+        about = path.lstat()
+        return about.st_mtime_ns, about.st_size, self.custodian.linked
+
+    def _still(self, path: Path, was: _Idle, done: Imported) -> None:
+        self._idle[path] = was
+        done.refused += was.refused
 
     def _granted(self, parcel: Parcel) -> tuple[int, int] | None:
         """Copies that this device gets, and that the folder keeps; the folder waits with its last one like anybody."""
@@ -242,7 +270,8 @@ class FolderCarrier:
             data = read_piece_file(folder, path.name)
             if data is None:
                 bad += 1
-                self._refused(path, "it is not what it is named", done)
+                with suppress(FileNotFoundError):
+                    self._refused(path, "it is not what it is named", done)
             elif len(data) > room:
                 done.no_room += 1
             else:
@@ -271,8 +300,11 @@ class FolderCarrier:
         return judged.verdict
 
     def _refused(self, path: Path, why: str, done: Imported) -> None:
+        """Raises FileNotFoundError if the file is not there any more."""
+        path.lstat()
         done.refused += 1
-        if len(done.reasons) < MAX_REASONS:
+        was = self._before.get(path)
+        if (was is None or not was.refused) and len(done.reasons) < MAX_REASONS:
             done.reasons.append(f"{path.relative_to(self.root)}: {why}")
             log.warning("folder.bad_file", file=str(path), message=why)
 
@@ -313,7 +345,7 @@ class FolderCarrier:
         finished = store.done_ids()
         for path in fragments(self.root / UP).paths:
             parcel = _parcel(path) if path.name[:26] in finished else None
-            if parcel is not None and store.is_done(label_of(parcel.head)) and _remove(path):
+            if parcel is not None and store.is_done(label_of(parcel.head)) and remove(path):
                 gone.add(key_of(parcel))
         return gone
 
@@ -349,23 +381,3 @@ def _refuse_link(folder: Path) -> None:
 
 def _folder_of(address: Address) -> str:
     return f"{address.fleet}.{address.device}"
-
-
-def _remove(path: Path) -> bool:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-        return False
-    return True
-
-
-def _rewrite(path: Path, parcel: Parcel) -> bool:
-    try:
-        write_durable(path, parcel.write(), 0o644)
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise
-        return False
-    return True

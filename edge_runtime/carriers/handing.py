@@ -83,8 +83,9 @@ class HandingIn:
         letters = counter.store.letters()
         if not letters:
             return 0
-        present = set(counter.outbox.ids(KIND))
+        # In this order: what another process gives up in between is not here and waits, which is no receipt.
         waiting = {letter_id for letter_id, _ in counter.outbox.waiting(KIND)}
+        present = set(counter.outbox.ids(KIND))
         counter.store.let_go([key for key, letter in letters.items() if letter in present - waiting])
         for key, letter in letters.items():
             if letter not in present:

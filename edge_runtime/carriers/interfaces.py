@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +42,16 @@ class Interfaces:
         return [_plain(network) for network in self._ordered()]
 
     @property
-    def speaking(self) -> list[str]:
-        """Addresses to send multicast from: of IPv6 one of each link, the link-local one."""
+    def speaking(self) -> list[str | int]:
+        """Addresses to send multicast from: of IPv6 one of each link, the link-local one.
+
+        VLANs share that of the link below them; where the address does not tell the link, its number stands instead.
+        """
         links: dict[object, str] = {}
         for network in self._ordered():
             links[network.scope_id if isinstance(network, ipaddress.IPv6Interface) else network] = _plain(network)
-        return list(links.values())
+        at = Counter(links.values())
+        return [int(link) if isinstance(link, str) and at[address] > 1 else address for link, address in links.items()]
 
     def reach(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         """Whether an address is a neighbour's: in one of these networks, and not this device's own."""

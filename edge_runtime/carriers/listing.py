@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -16,7 +17,7 @@ MAX_NAMES = 1_000_000
 """Read at a time; a quarter of a second for each 100,000."""
 MAX_FILES = 8_192
 """Fragments, or folders of devices, looked at at a time."""
-_BUNDLE = re.compile(r"([0-7][0-9A-HJKMNP-TV-Z]{25})\.([0-9]{1,2})\.bundle")
+_BUNDLE = re.compile(r"([0-7][0-9A-HJKMNP-TV-Z]{25})\.(0|[1-9][0-9]?)\.bundle")
 _DEVICE = re.compile(r"[A-Za-z0-9_-]{1,63}\.[A-Za-z0-9_-]{1,63}")
 
 
@@ -30,6 +31,14 @@ class Listed:
 
     paths: list[Path]
     left: int = 0
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder can be looked into; what lies behind a dead mount is not there."""
+    try:
+        return folder.is_dir()
+    except OSError:
+        return False
 
 
 def read_name(name: str) -> tuple[str, int] | None:
@@ -57,7 +66,8 @@ def some(folders: Sequence[Path], wanted: Callable[[os.DirEntry[str]], bool]) ->
     for folder in random.sample(folders, len(folders)):
         if folder.is_symlink() or not folder.is_dir():
             continue
-        with os.scandir(folder) as entries:
+        # It may be taken away in between.
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in itertools.islice(entries, MAX_NAMES - read):
                 read += 1
                 if not wanted(entry):

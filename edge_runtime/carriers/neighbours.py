@@ -109,6 +109,7 @@ class Neighbours:
             self.port = 0
             self._listening.clear()
             discovery, self._discovery = self._discovery, None
+            self._contacts.forget_announced()
             if discovery is not None:
                 await discovery.stop()
 

@@ -72,7 +72,9 @@ class Opening:
         for bundle in whole:
             if bundle in self._unknown and self._unknown[bundle] == self._desk.reader.trust_version():
                 continue
-            taken += await self._take(bundle)
+            # While another was opened, it may have made room for newer ones.
+            if bundle in store.whole(self._desk.identity().address.source):
+                taken += await self._take(bundle)
         return taken
 
     async def _take(self, bundle: str) -> bool:

@@ -39,6 +39,8 @@ MAX_LETTER_BYTES = 1 << 20
 """Of envelopes in one bundle; base64 in base64 packs to three quarters, so that they always fit when sealed."""
 LOAD_LETTERS = 64
 MAX_BUNDLES_AT_ONCE = 4
+MAX_GIVEN_UP = 64
+"""Letters that cannot be signed, at one time; for each, those in front of it are signed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ class Packer:
         store = writings.store
         if anew:
             store.close_packed(self._labels(packed.id for packed in store.packed()))
-        for made in range(MAX_BUNDLES_AT_ONCE):
+        made = given_up = 0
+        while made < MAX_BUNDLES_AT_ONCE:
             waiting = self._waiting()
             decision = plan(store.packed(), waiting, self._told(), asked=store.asked(), urgent=urgent or bool(made))
             if decision.above is None:
@@ -104,11 +107,18 @@ class Packer:
                 return made
             filled = self._fill(decision.above, waiting)
             if filled is None:
+                given_up += 1
+                if given_up >= MAX_GIVEN_UP:
+                    self.problem = (
+                        f"{given_up} letters that cannot be signed were given up; the others go the next time"
+                    )
+                    break
                 continue
             self._write(filled, waiting.epoch, seal_key, decision.close)
+            made += 1
             if not filled.more:
-                return made + 1
-        return MAX_BUNDLES_AT_ONCE
+                break
+        return made
 
     def tidy(self, *, linked: bool) -> None:
         """Close bundles whose letters are all receipted; over a link, also those that only ask."""

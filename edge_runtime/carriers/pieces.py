@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from edge_runtime.carriers.listing import some
+from edge_runtime.carriers.listing import is_there, some
 from schemas.events import MAX_PIECE_BYTES
 
 MAX_RECIPE_BYTES = 4 << 20
@@ -35,7 +35,7 @@ class PieceFolder:
 
     def find(self, digests: Sequence[str], limit: int) -> dict[str, bytes]:
         """See `ports.Shelf`."""
-        roots = [root for root in (self._root, *self._others) if root.is_dir()]
+        roots = [root for root in (self._root, *self._others) if is_there(root)]
         found: dict[str, bytes] = {}
         for digest in digests if roots else ():
             if len(found) >= limit:

@@ -89,6 +89,7 @@ class CarrierService:
         self._neighbours: Neighbours | None = None
         self._problems: dict[str, str] = {}
         self._folder_exchange: dict[str, Any] | None = None
+        self._folder_there = False
         self.choice = _STARTING
         settings = around.settings.carriers
         self.station = open_station(
@@ -204,7 +205,7 @@ class CarrierService:
             self._lane(),
             max(1, around.outbox.summary().waiting.bytes),
             neighbours=len(self._neighbours.in_sight()) if self._neighbours is not None else 0,
-            folder=self._folder is not None and self._folder.directory.is_dir(),
+            folder=self._folder_there,
         )
         if choice.transport != self.choice.transport:
             log.info("carriers.way", transport=choice.transport, reason=choice.reason)
@@ -221,10 +222,17 @@ class CarrierService:
 
     async def _exchange_folder(self) -> None:
         folder = self._folder
-        if folder is None or not folder.directory.is_dir():
+        if folder is None:
             return
-        # In a thread: a folder may lie on a slow stick or on a network.
-        taken = await asyncio.to_thread(folder.take) if folder.root.is_dir() else Imported()
+        # In threads: a folder may lie on a slow stick or on a network, and that may be gone.
+        try:
+            self._folder_there = await asyncio.to_thread(folder.directory.is_dir)
+        except OSError:
+            self._folder_there = False
+            raise
+        if not self._folder_there:
+            return
+        taken = await asyncio.to_thread(folder.take) if await asyncio.to_thread(folder.root.is_dir) else Imported()
         written = await asyncio.to_thread(folder.export, own=self.choice.transport == "folder")
         self._folder_exchange = {
             "at": self._around.clock.now().isoformat(timespec="seconds"),

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_runtime.carriers import folder
 from edge_runtime.carriers.folder import FolderError
 from edge_runtime.carriers.handing import MAX_WAITING, Counter, HandingIn
+from edge_runtime.carriers.listing import fragments
 from edge_runtime.carriers.names import key_of
 from edge_runtime.carriers.opening import Desk, Opening
 from edge_runtime.carriers.pieces import PieceFolder, piece_files, piece_path
 from edge_runtime.carriers.port import Peer
 from edge_runtime.folder import write_durable
+from edge_runtime.letters.sending import Run
 from edge_runtime.parcels.fetching import PieceFetcher
 from schemas.aggregator import Artifact
 from schemas.bundles import BUNDLE_TYPE, MAX_COPIES, CarriedLetter, Contents, bundle_of_letter, read_parcel
@@ -111,7 +115,8 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
         raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", forbid)
-    monkeypatch.setattr("edge_runtime.carriers.folder.write_durable", forbid)
+    for module in ("changes", "folder"):
+        monkeypatch.setattr(f"edge_runtime.carriers.{module}.write_durable", forbid)
     done = a.stick(stick).take()
     assert (done.arrived, done.carried) == (1, 1)
     others = [one for one in a.store.carried() if one.destination == b.address.source]
@@ -388,3 +393,125 @@ def test_a_letter_that_came_to_nothing_is_written_again(pair: tuple[Traveller, T
     assert HandingIn(counter).run() == 1
     assert HandingIn(counter).run() == 1, "a crash before it was stored"
     assert len(set(ids)) == 2
+
+
+def test_custody_does_not_end_with_a_letter_that_is_given_up_while_receipts_are_noted(
+    pair: tuple[Traveller, Traveller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, gateway = pair
+    a.say()
+    a.custodian.packer.pack()
+    (own,) = [a.store.load(one.key) for one in a.store.carried() if one.own]
+    assert own is not None
+    gateway.custodian.receive(own.on_its_way(hops=1, copies=1, age_s=0), a.address.source)
+
+    def send(kind: str, data: Message, letter_id: str) -> None:
+        gateway.outbox.add(kind, data, "bulk", letter_id)
+
+    handing = HandingIn(Counter(gateway.store, gateway.outbox, lambda: True, send, 64 << 20))
+    assert handing.run() == 1
+
+    def then_given_up(look: Callable[[str], list[Any]]) -> Callable[[str], list[Any]]:
+        def looked(kind: str) -> list[Any]:
+            found = look(kind)
+            for letter in gateway.outbox.load("bulk", Run(1, 1)):
+                assert gateway.outbox.give_up(letter, "evicted")
+            return found
+
+        return looked
+
+    for method in ("ids", "waiting"):
+        monkeypatch.setattr(gateway.outbox, method, then_given_up(getattr(gateway.outbox, method)))
+    assert handing.run() == 1, "it is handed in again"
+    assert [one.key for one in gateway.store.carried()] == [key_of(own)]
+
+
+@pytest.mark.parametrize("after", ["fragments", "read_bounded"])
+def test_what_others_take_out_of_a_synced_folder_meanwhile_is_no_trouble(
+    three: list[Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    a, _, c = three
+    for device in three:
+        (parcel,) = realm.answer(device, Contents())
+        to = stick / "causeway" / "down" / f"home.{device.address.device}"
+        write_durable(to / f"{parcel.head.id}.0.bundle", parcel.write())
+    going, real = files(stick, "down")[:2], getattr(folder, after)
+
+    def then_gone(*given: Any) -> Any:
+        found = real(*given)
+        for path in going:
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(folder, after, then_gone)
+    done = a.stick(stick).take()
+    assert (done.refused, done.carried) == (0, 1)
+    assert [one.destination for one in a.store.carried()] == [c.address.source]
+
+
+@pytest.mark.parametrize("reads", ["read_bounded", "read_piece_file"])
+def test_what_is_taken_out_before_it_is_read_is_not_refused(
+    pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch, reads: str
+) -> None:
+    a, b = pair
+    (parcel,) = realm.answer(a, Contents())
+    write_durable(stick / "causeway" / "down" / "home.a" / f"{parcel.head.id}.0.bundle", parcel.write())
+    b.say()
+    b.stick(stick).export(urgent=True)
+    pieces_on(stick, b"one")
+    going = [*stick.rglob("*.bundle"), *piece_files(stick / "causeway" / "pieces")]
+    assert len(going) == 4
+    real = getattr(folder, reads)
+
+    def gone(*given: Any) -> Any:
+        for path in going:
+            path.unlink(missing_ok=True)
+        return real(*given)
+
+    monkeypatch.setattr(folder, reads, gone)
+    assert a.stick(stick, PieceFolder(a.folder.pieces, max_bytes=1 << 20)).take().refused == 0
+    assert not any(path.exists() for path in going)
+
+
+def test_a_folder_that_goes_while_it_is_listed_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    down = tmp_path / "home.cam"
+    down.mkdir()
+    real = os.scandir
+
+    def scan(path: Path) -> Any:
+        down.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert fragments(down).paths == []
+
+
+async def test_a_dead_mount_holds_no_artifact_back(pair: tuple[Traveller, Traveller], tmp_path: Path) -> None:
+    a, _ = pair
+    dead = tmp_path / ("x" * 300)
+    with pytest.raises(OSError, match="too long"):
+        dead.is_dir()
+    shelf = PieceFolder(a.folder.pieces, (dead,), 1 << 20)
+    data = hashlib.sha256(b"one").hexdigest()
+    assert shelf.find([data], 32) == {}
+    shelf.put(data, b"one")
+    assert shelf.find([data], 32) == {data: b"one"}
+
+
+async def test_a_bundle_that_makes_room_while_another_is_opened_is_no_forgery(
+    pair: tuple[Traveller, Traveller], realm: Realm
+) -> None:
+    a, _ = pair
+    made, ear, reports = opening(realm, a)
+    answers = [realm.answer(a, contents)[0] for contents in (CONTENTS, Contents())]
+    for parcel in answers:
+        a.custodian.down(parcel.write())
+
+    async def evict(_: bytes) -> None:
+        a.store.drop([key_of(answers[1])])
+
+    ear.take_trust = evict  # type: ignore[assignment, method-assign]
+    assert await made.run() == 1
+    assert reports == []
+    a.custodian.down(answers[1].write())
+    assert await made.run() == 1, "it opens once it comes again"

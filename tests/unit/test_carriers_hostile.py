@@ -15,7 +15,9 @@ import pytest
 from ulid import ULID
 
 from causeway.bundle.folder import BundleFolder
+from edge_runtime.carriers import folder as carriers_folder
 from edge_runtime.carriers.folder import FolderError
+from edge_runtime.carriers.listing import read_name
 from edge_runtime.carriers.names import key_of, label_of
 from edge_runtime.carriers.pieces import MAX_RECIPE_BYTES, piece_path
 from edge_runtime.carriers.port import Peer
@@ -94,7 +96,7 @@ def test_the_platform_reads_nothing_but_files_of_the_stick(stick: Path, prize: P
     up = stick / "causeway" / "up"
     (up / f"{ULID()}.0.bundle").symlink_to(prize)
     os.mkfifo(up / f"{ULID()}.0.bundle")
-    assert [file for files in BundleFolder(stick).up().values() for file in files] == []
+    assert [file for files in BundleFolder(stick).up()[0].values() for file in files] == []
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
@@ -277,3 +279,43 @@ def test_who_knows_the_id_of_a_bundle_cannot_take_its_place_at_a_carrier(
     meet(b, gateway)  # the courier's word on the namesake travels along
     assert meet(b, gateway) == 4, "nothing is sent twice"
     gateway.close()
+
+
+def test_junk_in_a_synced_folder_is_read_and_told_once_and_counted_as_long_as_it_lies_there(
+    pair: tuple[Traveller, Traveller], realm: Realm, stick: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, _ = pair
+    carrier = a.stick(stick)
+    own, up = stick / "causeway" / "down" / "home.a", stick / "causeway" / "up"
+    own.mkdir(parents=True)
+    for folder in (own, up):
+        (folder / f"{ULID()}.0.bundle").write_bytes(b"junk")
+    (genuine,) = realm.answer(a, Contents())
+    forged = own / f"{genuine.head.id}.0.bundle"
+    elsewhere = Realm().answer(a, Contents())[0]
+    forged.write_bytes(elsewhere.write())
+
+    def told() -> int:
+        caplog.clear()
+        done = carrier.take()
+        assert done.refused == 3
+        return len([record for record in caplog.records if "folder.bad_file" in record.getMessage()])
+
+    with caplog.at_level("WARNING"):
+        assert [told() for _ in range(3)] == [3, 0, 0]
+    with pytest.MonkeyPatch.context() as patch:
+        read: list[Path] = []
+        patch.setattr(carriers_folder, "read_bounded", lambda path, _: read.append(path))
+        carrier.take()
+        assert read == [forged], "newer trust may mend what is a fragment; nothing else is read again"
+    # What takes its place is looked at.
+    write_durable(forged, genuine.write())
+    done = carrier.take()
+    assert (done.arrived, done.refused) == (1, 2)
+
+
+def test_a_name_with_a_leading_zero_is_none_of_ours() -> None:
+    bundle = str(ULID())
+    assert read_name(f"{bundle}.10.bundle") == (bundle, 10)
+    assert read_name(f"{bundle}.0.bundle") == (bundle, 0)
+    assert [read_name(f"{bundle}.{index}.bundle") for index in ("01", "00", "64", "100", "")] == [None] * 5

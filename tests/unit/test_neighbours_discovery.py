@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import ipaddress
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -17,6 +19,7 @@ from edge_runtime.carriers.interfaces import Interfaces
 from schemas.errors import MessageError
 from schemas.ids import IDENTIFIER, Address
 from schemas.neighbours import MAX_TXT_BYTES, SERVICE_TYPE, Announcement, instance_name, platform_hash
+from tests.support.platform import until
 
 PLATFORM = str(ULID())
 names = st.from_regex(IDENTIFIER, fullmatch=True)
@@ -97,6 +100,22 @@ async def test_an_address_that_goes_before_it_is_announced_is_a_problem_and_no_e
     gc.collect()
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_start_that_is_broken_off_leaves_nothing_open() -> None:
+    open_before = open_files()
+    loopback = Interfaces(frozenset({ipaddress.IPv4Interface("127.0.0.1/8")}))
+    discovery = Discovery(PLATFORM, Address("home", "cam"), lambda *_: None, lambda _: None)
+    start = asyncio.create_task(discovery.start(loopback, 9))
+    await until(lambda: open_files() > open_before, "its sockets")
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    await until(lambda: open_files() == open_before, "its sockets to be closed")
+
+
 def test_only_places_in_our_networks_are_called() -> None:
     assert places_of(["10.1.2.9", "8.8.8.8", "192.168.1.1"], 99, LAN) == (("10.1.2.9", 99), ("192.168.1.1", 99))
     several = ["fe80::7%5", "fd00:1::7", "10.1.2.9", "fd00:2::7", "2001:db8::7", "fe80::3%2", "fe80::9%5", "::1"]
@@ -158,3 +177,10 @@ def test_a_call_is_welcome_on_an_address_of_these_networks(arrived_at: tuple[obj
 def test_multicast_goes_out_once_per_link() -> None:
     assert LAN.speaking == ["10.1.2.3", "192.168.7.9", "fe80::3", "fe80::9"]
     assert LAN.addresses == ["10.1.2.3", "192.168.7.9", "fd00:1::3", "fe80::3", "fe80::9"]
+
+
+def test_links_that_share_an_address_are_named_by_number() -> None:
+    vlans = [ipaddress.IPv6Interface(text) for text in ("fe80::1%2/64", "fe80::1%3/64", "fe80::5%4/64")]
+    same = [ipaddress.IPv4Interface(text) for text in ("10.1.2.3/24", "10.1.2.3/32")]
+    assert Interfaces(frozenset(vlans)).speaking == [2, 3, "fe80::5"]
+    assert set(Interfaces(frozenset([*vlans, *same])).speaking) == {"10.1.2.3", 2, 3, "fe80::5"}
