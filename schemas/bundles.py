@@ -177,14 +177,23 @@ def write_bundle(contents: Contents, to: Addressed, *, seal_key: bytes, signer: 
 
     Raises:
         MessageError: `oversized` if the sealed contents exceed 1.5 MiB; put fewer letters into one bundle.
+            `bad_seal_key` as `check_seal_key`.
     """
     packed = zlib.compress(contents.write(), 6)
-    public = X25519PublicKey.from_public_bytes(seal_key)
-    sealed = _SUITE.encrypt(packed, public, info=_label(to.bundle_id, to.platform, to.origin, to.destination))
+    sealed = _encrypt(packed, seal_key, _label(to.bundle_id, to.platform, to.origin, to.destination))
     if len(sealed) > MAX_SEALED_BYTES:
         raise MessageError(f"bundle of {len(sealed)} sealed bytes exceeds {MAX_SEALED_BYTES}", reason="oversized")
     parts = [sealed[start : start + MAX_FRAGMENT_BYTES] for start in range(0, len(sealed), MAX_FRAGMENT_BYTES)]
     return [_parcel(part, index, len(parts), to, signer) for index, part in enumerate(parts)]
+
+
+def check_seal_key(seal_key: bytes) -> None:
+    """Refuse what has the form of a key and cannot be sealed to, as a point of low order (RFC 7748, 6.1).
+
+    Raises:
+        MessageError: `bad_seal_key`.
+    """
+    _encrypt(b"", seal_key, b"")
 
 
 def read_parcel(frame: bytes) -> Parcel:
@@ -270,6 +279,16 @@ def _parcel(part: bytes, index: int, count: int, to: Addressed, signer: Signer) 
     )
     head_bytes = seal(head.write(), signer, BUNDLE_TYPE)
     return Parcel(head, parse(head_bytes, BUNDLE_TYPE), head_bytes, Way(), part)
+
+
+def _encrypt(packed: bytes, seal_key: bytes, info: bytes) -> bytes:
+    try:
+        return _SUITE.encrypt(packed, X25519PublicKey.from_public_bytes(seal_key), info=info)
+    except ValueError as error:
+        raise MessageError(
+            "nothing can be sealed to this X25519 public key: let its device make another and enrol with it",
+            reason="bad_seal_key",
+        ) from error
 
 
 def _label(bundle_id: str, platform: str, origin: str, destination: str) -> bytes:

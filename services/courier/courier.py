@@ -60,7 +60,7 @@ class Courier:
         service.wait_on("devices")
         service.wait_on("letters")
         service.spawn(self._ready_after(self._lease.standby), "standby")
-        service.spawn(self._ready_after(self._intake.serving, self._postman.loaded), "active")
+        service.spawn(self._ready_after(self._intake.serving, self._postman.loaded, self._bundles.serving), "active")
         service.spawn(self._run(), "courier")
 
     async def _run(self) -> None:

@@ -58,6 +58,9 @@ class CourierSettings(FileSettings):
     """Letters down in one bundle, in bytes of their envelopes; what does not fit comes with the next."""
     answer_lifetime_s: int = Field(7 * 86_400, ge=60, le=30 * 86_400)
     """Of bundles down, and of the receipts in them: a carrier may take days."""
+    answers_kept_bytes: int = Field(32 << 20, ge=1 << 20)
+    """Answers by bundle that are kept for ten minutes, to be sent once more to carriers that connect anew; beyond, the
+    oldest is forgotten, and its device's next bundle asks again."""
     max_origins: int = Field(10_000, ge=1)
     """Devices whose carried hello and carriers are remembered."""
     rejects_per_minute: int = Field(10, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 
 from ulid import ULID
 
+from schemas.bundles import check_seal_key
+from schemas.errors import ContractError
 from schemas.ids import Address
 from schemas.registry import Enrol
 from services.kit.devices import DeviceRecord, Revocation
@@ -88,6 +91,7 @@ def decide(application: Application, known: Known, now: int, life_s: int) -> Ver
     )
     if refusal is None and known.key_owner is not None:
         refusal = Refuse("key_in_use", "this key belongs to another device: let the device make a key of its own")
+    refusal = refusal or _check_seal_key(application.enrol)
     if refusal is not None:
         return refusal
     token = known.token.model_copy(update={"used_by": application.letter_id}) if known.token else None
@@ -165,6 +169,14 @@ def _check_name(application: Application, token: TokenRecord, record: DeviceReco
             "already_enrolled",
             "a device of this name is enrolled with another key: revoke it first, then make a new token",
         )
+    return None
+
+
+def _check_seal_key(enrol: Enrol) -> Refuse | None:
+    try:
+        check_seal_key(base64.b64decode(enrol.seal_key))
+    except ContractError as error:
+        return Refuse(error.reason, str(error))
     return None
 
 

@@ -31,6 +31,7 @@ from schemas.bundles import (
     Parcel,
     bundle_of_letter,
     bundle_to_letter,
+    check_seal_key,
     open_bundle,
     read_parcel,
     to_platform,
@@ -241,3 +242,21 @@ def test_bounds_hold() -> None:
         rest = start + 4 + struct.unpack(">I", frame[start : start + 4])[0]
         with pytest.raises(MessageError):
             read_parcel(frame[:start] + struct.pack(">I", len(way)) + way + frame[rest:])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        bytes(32),
+        bytes([1, *bytes(31)]),
+        bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+        bytes(31),
+    ],
+)
+def test_a_key_that_nothing_can_be_sealed_to_is_refused_by_name(key: bytes) -> None:
+    with pytest.raises(MessageError) as caught:
+        write_bundle(letters(1, 10), label(), seal_key=key, signer=SIGNER)
+    assert caught.value.reason == "bad_seal_key"
+    with pytest.raises(MessageError, match="enrol"):
+        check_seal_key(key)
+    check_seal_key(PUBLIC)

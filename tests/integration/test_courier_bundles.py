@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from schemas.envelope import Signer
 from schemas.registry import Twin
 from services.courier.up.ordering import LaneKey
 from services.kit.bus import Bus
+from services.kit.devices import DeviceRecord, Standing
 from tests.support.carried import CarriedDevice, answered, brought, carry, unacknowledged
 from tests.support.courier_world import counter, ids, letters, post, start_standby, stored
 from tests.support.edge import ask
@@ -101,13 +103,35 @@ def test_a_carrier_that_comes_back_is_given_the_answers_again(
     carrier.greet()
     parcels = away.bundle([away.enclose()])
     carry(carrier, parcels)
-    answered(away, carrier, parcels[0].head.id)
+    first = answered(away, carrier, parcels[0].head.id)
     carrier.letters.clear()
     carrier.session = str(ULID())
     carrier.hello()
     answer = answered(away, carrier, parcels[0].head.id)
     assert answer.receipts()[0].marks == {"normal": 1}
+    # The same, so that it takes no more of a carrier's room.
+    assert answer.parcel.head.id == first.parcel.head.id
     carrier.settle()
+
+
+class Unsealable(CarriedDevice):
+    """A device with a seal key of low order, enrolled before such keys were refused."""
+
+    def record(self, standing: Standing = "enrolled") -> DeviceRecord:
+        return super().record(standing).model_copy(update={"seal_key": base64.b64encode(bytes(32)).decode()})
+
+
+def test_a_device_that_cannot_be_answered_stops_no_other_answer(
+    world: LivePlatform, away: CarriedDevice, carrier: RawDevice
+) -> None:
+    silent = Unsealable(world, f"cam-{ULID()}")
+    enrol(world, silent)
+    carry(carrier, silent.bundle([silent.enclose()]))
+    eventually(lambda: of(silent, world) == ids(silent, "normal", 1), "its letter in IN")
+    parcels = away.bundle([away.enclose()])
+    carry(carrier, parcels)
+    answered(away, carrier, parcels[0].head.id)
+    assert silent.answers(brought(carrier)) == []
 
 
 def test_a_device_with_the_newest_trust_is_sent_none(

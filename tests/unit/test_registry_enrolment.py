@@ -33,6 +33,8 @@ NOW = 1_000_000
 LIFE = 30 * 86_400
 SECRET = base64.b64encode(b"s" * 32).decode()
 SEAL = base64.b64encode(b"e" * 32).decode()
+WEAK = base64.b64encode(bytes(32)).decode()
+"""A point of low order: whatever it is multiplied by, nothing comes of it."""
 
 
 def key(number: int = 1) -> str:
@@ -111,6 +113,7 @@ def test_a_good_token_is_spent_on_one_letter() -> None:
         (letter(token(), seal_key=key(3)), token(), "bad_proof"),
         (letter(token(), at=NOW + 100), token(), "token_expired"),
         (letter(), None, "token_unknown"),
+        (letter(token(), seal_key=WEAK, proof=proof(SECRET, key(), WEAK, CAM)), token(), "bad_seal_key"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(application: Application, known: TokenRecord | None, reason: str) -> None:

@@ -1,6 +1,6 @@
 """Bundles down: to each device that speaks through others its receipt, its letters and the trust metadata it lacks.
 
-Nothing of it is stored here: what is lost on its way is sent again when the carrier connects anew, or asked for by the
+Nothing of it is on disk here: what is lost on its way is sent again when the carrier connects anew, or asked for by the
 device's next bundle.
 """
 
@@ -25,11 +25,12 @@ from schemas.events import service_source
 from schemas.ids import Address
 from schemas.topics import Channel, Topic
 from services.courier import metrics
+from services.courier.bundles.kept import KeptAnswers
 from services.courier.bundles.origins import Origins
 from services.courier.down.mailboxes import Waiting
 from services.courier.down.postman import Postman
 from services.courier.premises import Premises
-from services.courier.receipts.pacing import ReceiptPacer
+from services.courier.receipts.pacing import Due, ReceiptPacer
 from services.courier.receipts.receipts import Receipts
 from services.kit import rpc
 from services.kit.api.depot import PackAnswer, PackRequest
@@ -43,8 +44,11 @@ FETCH = 16
 """Letters that are read from OUT at a time, until enough are there."""
 MAX_LETTERS = 256
 PACK_TIMEOUT_S = 5.0
-AGAIN_S = 600.0
-"""For so long a carrier that connects anew is given the answers to what it brought."""
+AGAIN_BYTES = 1 << 20
+"""Of answers that a carrier is sent once more at a time, more than any one has; nats-server cuts off whoever has 4 MB
+waiting."""
+_ANSWER, _AGAIN = "answer", "again"
+"""What is owed: to a device an answer, to a carrier once more the answers to what it brought."""
 _EVERYTHING = TrustState(root=0)
 
 
@@ -65,7 +69,10 @@ class Answer:
 
 
 class Answers:
-    """Makes bundles for devices; sends those that are owed, at most one per device and interval."""
+    """Makes bundles for devices; sends those that are owed, at most one per device and interval.
+
+    What is sent again are the same bundles: a carrier that has them says so, and they take no more of its room.
+    """
 
     def __init__(
         self,
@@ -81,26 +88,25 @@ class Answers:
         self._receipts = receipts
         self._pacer = ReceiptPacer(premises.settings.answer_interval_s)
         self._kick = asyncio.Event()
-        self._now: list[Address] = []
+        self._now: list[Due] = []
+        self._kept = KeptAnswers(premises.settings.answers_kept_bytes)
 
     def ask(self, address: Address) -> None:
         """A device is owed an answer."""
-        if self._pacer.ask(address, "", time.monotonic()) is not None:
-            self._now.append(address)
-        self._kick.set()
+        self._owe(address, _ANSWER)
 
     def again(self, carrier: Address) -> None:
-        """Whatever a carrier brought lately is answered once more."""
-        for address in self._origins.brought_by(carrier, time.monotonic() - AGAIN_S):
-            self.ask(address)
+        """A carrier is sent the answers to what it brought lately once more, and nobody else is."""
+        if self._origins.brought_by(carrier, time.monotonic()):
+            self._owe(carrier, _AGAIN)
 
     async def run(self) -> None:
         """Send what is owed, when its time has come."""
         while True:
             due, self._now = self._now, []
-            due += [each.address for each in self._pacer.due(time.monotonic())]
-            for address in due:
-                await self._send(address)
+            due += self._pacer.due(time.monotonic())
+            for each in due:
+                await (self._send if each.epoch == _ANSWER else self._send_again)(each.address)
             self._kick.clear()
             wake = self._pacer.next_wake()
             if self._now:
@@ -110,10 +116,17 @@ class Answers:
                     await self._kick.wait()
 
     async def receipt(self, address: Address) -> Answer | None:
-        """A bundle with nothing but the receipt; None if the device's session or the marks are not known now."""
+        """A bundle with nothing but the receipt; None if it cannot be made now, as before the marks are known."""
         hello = self._origins.get(address).hello
         raw = self._receipt(address, hello)
-        return None if raw is None else self._seal(self._record(address), Contents(letters=[raw]), (), None)
+        if raw is None:
+            return None
+        try:
+            return self._seal(self._record(address), Contents(letters=[raw]), (), None)
+        except PlatformError as error:
+            # What was brought is in IN; whoever brought it has more on his stick.
+            log.warning("bundle.without_receipt", device=str(address), error=repr(error))
+            return None
 
     async def write(self, address: Address, after: int = 0, *, whole: bool = False) -> Answer:
         """A bundle with everything that waits for a device, as far as it fits.
@@ -124,7 +137,7 @@ class Answers:
             whole: fail rather than leave the receipt or the trust metadata out.
 
         Raises:
-            NotFoundError, RefusedError: if there is no such device, or it may not speak.
+            NotFoundError, RefusedError: if there is no such device, it may not speak, or nothing can be sealed to it.
             PlatformError: if OUT or, for `whole`, the depot does not answer; UnreachableError to ask again in a moment.
         """
         record = self._record(address)
@@ -140,18 +153,24 @@ class Answers:
         contents = Contents(letters=[*([receipt] if receipt else []), *carried], trust=trust)
         return self._seal(record, contents, tuple(letters), more)
 
+    def _owe(self, address: Address, what: str) -> None:
+        due = self._pacer.ask(address, what, time.monotonic())
+        if due is not None:
+            self._now.append(due)
+        self._kick.set()
+
     async def _send(self, address: Address) -> None:
         origin, record = self._origins.get(address), self._premises.book.get(address)
         carriers = [carrier for carrier in origin.carriers if carrier != address]
         # To whoever brought its bundles, and to itself in case it has a link of its own by now.
-        ways = [(carrier, "carrier", max(1, MAX_COPIES // len(carriers))) for carrier in carriers]
+        ways = [(carrier, "carrier", _share(carriers)) for carrier in carriers]
         if record is not None and record.online:
             ways.append((address, "direct", 1))
         if not ways:
             return
         try:
             answer = await self.write(address)
-        except (ContractError, PlatformError, NatsError, TimeoutError) as error:
+        except (PlatformError, NatsError, TimeoutError) as error:
             # The device's next bundle asks again.
             log.warning("bundle.not_answered", device=str(address), error=repr(error))
             return
@@ -159,16 +178,29 @@ class Answers:
             # The marks are being read; they will be known in a moment.
             self.ask(address)
             return
+        self._kept.put(address, answer.parcels, time.monotonic())
         for receiver, way, copies in ways:
             await self._publish(receiver, answer.parcels, copies)
             metrics.ANSWERS.labels(way).inc()
 
-    async def _publish(self, receiver: Address, parcels: Sequence[Parcel], copies: int) -> None:
+    async def _send_again(self, carrier: Address) -> None:
+        now, room = time.monotonic(), AGAIN_BYTES
+        for address in self._origins.brought_by(carrier, now):
+            kept = self._kept.of(address, now)
+            if kept is None:
+                continue
+            room -= kept.size
+            if room < 0:
+                return
+            await self._publish(carrier, kept.parcels, _share(self._origins.get(address).carriers), now - kept.at)
+            metrics.ANSWERS.labels("again").inc()
+
+    async def _publish(self, receiver: Address, parcels: Sequence[Parcel], copies: int, age_s: float = 0.0) -> None:
         subject = Topic(receiver, Channel.DOWN, "bundle").subject
         try:
             for parcel in parcels:
                 await self._premises.bus.nc.publish(
-                    subject, parcel.on_its_way(hops=0, copies=copies, age_s=0.0).write()
+                    subject, parcel.on_its_way(hops=0, copies=copies, age_s=age_s).write()
                 )
         except NatsError as error:
             log.warning("bundle.not_sent", carrier=str(receiver), error=repr(error))
@@ -225,8 +257,15 @@ class Answers:
             priority="control",
             acknowledges=self._origins.get(record.address).stored,
         )
-        parcels = write_bundle(
-            contents, to, seal_key=base64.b64decode(record.seal_key), signer=self._premises.key.signer
-        )
+        seal_key, signer = base64.b64decode(record.seal_key), self._premises.key.signer
+        try:
+            parcels = write_bundle(contents, to, seal_key=seal_key, signer=signer)
+        except ContractError as error:
+            raise RefusedError(f"write a bundle to {record.address}: {error}") from error
         receipts = len(contents.letters) - len(letters)
         return Answer(to.bundle_id, tuple(parcels), letters, receipts, contents.trust is not None, more)
+
+
+def _share(carriers: Sequence[Address]) -> int:
+    """How many copies each of them may make."""
+    return max(1, MAX_COPIES // max(1, len(carriers)))

@@ -15,6 +15,8 @@ MAX_STORED = 16
 """Bundles of one origin that are remembered as stored."""
 MAX_BROUGHT = 256
 """Origins that are remembered of one carrier."""
+AGAIN_S = 600.0
+"""For so long a carrier that connects anew is given the answers to what it brought."""
 
 T = TypeVar("T")
 
@@ -63,12 +65,17 @@ class Origins:
             others = self._brought.setdefault(carrier, OrderedDict())
             _renew(self._brought, carrier, others, self._limit)
             _renew(others, address, now, MAX_BROUGHT)
+            while next(iter(others.values())) < now - AGAIN_S:
+                others.popitem(last=False)
+        while self._brought and _newest(next(iter(self._brought.values()))) < now - AGAIN_S:
+            self._brought.popitem(last=False)
         kept = tuple(known for known in origin.carriers if known not in newest)
         origin.carriers = (*kept, *newest)[-MAX_CARRIERS:]
 
-    def brought_by(self, carrier: Address, since: float) -> list[Address]:
-        """Devices of which a carrier handed over something since a moment."""
-        return [address for address, at in self._brought.get(carrier, {}).items() if at >= since]
+    def brought_by(self, carrier: Address, now: float) -> list[Address]:
+        """Devices of which a carrier handed over something lately, the last in front."""
+        brought = self._brought.get(carrier, OrderedDict())
+        return [address for address, at in reversed(brought.items()) if at >= now - AGAIN_S]
 
     def heard(self, address: Address, hello: Hello, created: float, now: float) -> None:
         """A device's carried hello; one that was made before the last is late and says nothing.
@@ -102,6 +109,10 @@ class Origins:
         origin = self._origins.setdefault(address, Origin())
         _renew(self._origins, address, origin, self._limit)
         return origin
+
+
+def _newest(brought: OrderedDict[Address, float]) -> float:
+    return next(reversed(brought.values()))
 
 
 def _renew(memory: OrderedDict[Address, T], address: Address, value: T, limit: int) -> None:

@@ -118,15 +118,17 @@ class BundleReader:
             await self._settle(await self._take(ticket, message), era)
 
     async def _take(self, ticket: int, message: Msg) -> tuple[int, ...]:
-        _, carrier = parse_in(message.subject)
+        subject = message.subject
         try:
+            _, carrier = parse_in(subject)
+            subject = bundle_subject(carrier)
             # The intake checked signature, source and age before it stored this.
             letter = read_up(parse(message.data).body, "bundle")
             parcel = bundle_of_letter(letter.data)
             waited_s = time.time() - stored_s(message)
             outcome: Outcome = await self._unpacker.take(parcel, carrier=carrier, ticket=ticket, waited_s=waited_s)
         except ContractError as error:
-            await self._turnstile.refuse(bundle_subject(carrier), message.data, error)
+            await self._turnstile.refuse(subject, message.data, error)
             return (ticket,)
         return outcome.settled
 

@@ -26,6 +26,9 @@ class Bundles:
     """Works while this courier is active.
 
     Without a seal key there is nothing to do: no device could have sealed a bundle to this courier.
+
+    Attributes:
+        serving: once operators are answered, or there is nothing to do.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class Bundles:
         self._bus, settings = premises.bus, premises.settings
         self._reader: BundleReader | None = None
         self._answers: Answers | None = None
+        self.serving = asyncio.Event()
         seal_key = premises.key.seal_key
         if seal_key is None:
             log.warning("bundles.off", why="the courier's key file has no seal seed; `causeway init` writes one")
+            self.serving.set()
             return
         origins = Origins(settings.max_origins)
         self._answers = Answers(premises, origins=origins, postman=postman, receipts=receipts)
@@ -83,4 +88,5 @@ class Bundles:
         for sign in ready:
             await sign.wait()
         await self._verbs.serve(self._bus)
+        self.serving.set()
         await reader.run()
