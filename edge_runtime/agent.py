@@ -147,7 +147,7 @@ class Agent:
         self._outbox = Outbox(folder.outbox, settings.outbox, lambda: self._clock.now().timestamp(), sends=True)
         self._keyring = Keyring(folder.trust)
         self._twin = stored_twin(self._inbox)
-        self._restarts = int(self._inbox.fact("starts") or 0)
+        self._restarts = self._inbox.recall("starts", int, 0)
         self._inbox.remember("starts", str(self._restarts + 1))
         self._jobs, self._heavy_jobs = Worker(settings.worker_idle_s), Worker(settings.worker_idle_s)
         self._dispatcher = Dispatcher(self._inbox, self._alarms.handler_failed)
@@ -166,6 +166,7 @@ class Agent:
                 on_piece=lambda raw: self._parcel(self._parcels.received(raw)),
                 on_slice=lambda raw: self._parcel(self._parcels.received_slice(raw)),
                 report=self._alarms.report,
+                unexpected=self._alarms.unexpected,
                 on_bundle=self._bundle,
                 granted=lambda: self._conduct.grant(),  # noqa: PLW0108 - it looks at the line
             )
@@ -220,14 +221,10 @@ class Agent:
         )
 
     async def _live(self) -> None:
+        # What cannot be taken up now is taken up at the next start.
         for part in self._parts:
-            try:
-                await part.resume()
-            except (EdgeError, OSError) as error:
-                # On a disk that cannot be written; what was under way is taken up at the next start.
-                self._alarms.problems[f"resume {type(part).__name__}"] = str(error)
-                log.error("part.not_resumed", part=type(part).__name__, message=str(error))
-        self._line.mailroom.resume()
+            await self._step(f"resume {type(part).__name__}", part.resume)
+        await self._step("resume letters", self._line.mailroom.resume)
         work = asyncio.create_task(self._serve(), name="agent")
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -250,25 +247,35 @@ class Agent:
                 group.create_task(self._carriers.run(), name="carriers")
 
     async def _close(self) -> None:
-        await self._dispatcher.close()
-        for part in self._parts:
-            closed = part.close() if hasattr(part, "close") else None
-            if isawaitable(closed):
-                await closed
-        await self._jobs.close()
-        await self._heavy_jobs.close()
+        parts = [(f"close {type(part).__name__}", part.close) for part in self._parts if hasattr(part, "close")]
+        jobs = [("close the worker", self._jobs.close), ("close the heavy worker", self._heavy_jobs.close)]
         try:
-            self._chores.write_status()
-        except (EdgeError, OSError) as error:
-            log.error("status.not_written", message=str(error))
-        if self._carriers is not None:
-            self._carriers.close()
-        self._outbox.close()
-        self._inbox.close()
+            for work, step in [("close letters", self._dispatcher.close), *parts, *jobs]:
+                await self._step(work, step)
+        finally:
+            # Whoever is cancelled meanwhile still brings letters in memory to disk, or names them.
+            await self._step("write status", self._chores.write_status)
+            if self._carriers is not None:
+                await self._step("close carriers", self._carriers.close)
+            await self._step("close the outbox", self._outbox.close)
+            await self._step("close the inbox", self._inbox.close)
         log.info("agent.stopped", device=str(self._identity.address))
 
+    async def _step(self, work: str, step: Callable[[], object]) -> None:
+        """Do it; if it fails, that is a problem in the status, and what comes next is done all the same."""
+        try:
+            done = step()
+            if isawaitable(done):
+                await done
+        except (EdgeError, OSError) as error:
+            # On a disk that cannot be written, above all.
+            self._alarms.problems[work] = str(error)
+            log.error("agent.step_failed", work=work, message=str(error))
+        except Exception as error:  # noqa: BLE001 - told with its place
+            self._alarms.unexpected(work, error)
+
     def _answered(self) -> None:
-        self._conduct.look()
+        self._chores.look_now()
         self._parcels.connected()
         self._chores.tell_losses()
         self._chores.beat_now()
@@ -317,7 +324,7 @@ class Agent:
 
     def _twin_changed(self, twin: Twin) -> None:
         self._twin = twin
-        self._conduct.look()
+        self._chores.look_now()
         self._chores.beat_now()
 
     def _household(self) -> Household:

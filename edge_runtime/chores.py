@@ -81,6 +81,10 @@ class Chores:
         """There is news for people on the device."""
         self._status_now.set()
 
+    def look_now(self) -> None:
+        """Decide anew: what the decisions come from has changed."""
+        self._try(self._look)
+
     def tell_losses(self) -> None:
         """Tell now what the outbox gave up since it was last told."""
         self._try(self._report_losses)
@@ -168,7 +172,7 @@ class Chores:
             return
         if any("token" not in json.loads(data) for _, data in house.outbox.waiting("enrol")):
             return  # asked, and still on its way
-        last = float(house.inbox.fact("renewal_asked") or 0)
+        last = house.inbox.recall("renewal_asked", float, 0.0)
         if abs(now.timestamp() - last) < RENEW_AGAIN_S:
             return
         house.inbox.remember("renewal_asked", str(now.timestamp()))

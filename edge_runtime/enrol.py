@@ -153,6 +153,7 @@ class Enrolment:
                 on_answered=lambda: None,
                 on_piece=_ignore_piece,
                 report=_log_report,
+                unexpected=_log_unexpected,
             ),
             bootstrap=True,
         )
@@ -249,3 +250,7 @@ def _ignore_piece(_raw: bytes) -> None:
 def _log_report(event: EventReport) -> None:
     # A device that is not enrolled cannot send events; whoever enrols it reads the log.
     log.warning(event.name, reason=event.reason, message=event.message)
+
+
+def _log_unexpected(work: str, error: Exception) -> None:
+    log.unexpected("enrol.unexpected", error, work=work)

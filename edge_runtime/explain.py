@@ -50,6 +50,7 @@ def explanation(settings: EdgeSettings) -> dict[str, Any]:
     conduct = Conduct(
         settings, DeviceReadings(settings), lambda: _twin(folder), lambda: None, offline_for_s=max(PATIENCE_S.values())
     )
+    conduct.look()  # what cannot be read is said here, and not guessed
     stick = settings.carriers.folder
     found = conduct.explanation(folder=stick is not None and stick.is_dir())
     return {"source": "computed", "as_of": None, **found, "carriers": _custody(settings, folder), "figures": {}}

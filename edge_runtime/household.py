@@ -82,8 +82,7 @@ class HouseholdHandler:
 
 def stored_twin(inbox: Inbox) -> Twin | None:
     """The platform's wishes as of the last letter."""
-    text = inbox.fact(TWIN)
-    return None if text is None else Twin.model_validate_json(text)
+    return inbox.recall(TWIN, Twin.model_validate_json, None)
 
 
 def offer(capabilities: Capabilities) -> str:

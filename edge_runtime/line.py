@@ -69,6 +69,8 @@ class Premises:
     """hello was answered: state may be sent."""
     on_piece: Callable[[bytes], None]
     report: Callable[[EventReport], None]
+    unexpected: Callable[[str, Exception], None]
+    """Told of a failure that nobody expected and that ends nothing."""
     on_slice: Callable[[bytes], None] = lambda _: None
     granted: Callable[[], Grant] = Grant
     """What the state of link and device allows the postman."""
@@ -264,34 +266,32 @@ class Line:
                 self.states.send_now("hello", hello.model_copy(update={"held": []}))
         except OutboxError as error:
             log.error("outbox.failed", reason=error.reason, message=str(error))
+        except Exception as error:  # noqa: BLE001 - it is said again
+            self._premises.unexpected("hello", error)
 
     def _hello_data(self) -> Hello:
         premises = self._premises
         return greeting(self.session, premises.outbox, premises.inbox, premises.clock, self.trust.state())
 
     def _message(self, topic: str, payload: bytes) -> None:
-        broadcast = parse_broadcast(topic)
+        premises, broadcast = self._premises, parse_broadcast(topic)
         try:
             if broadcast is not None:
                 self.trust.announced(TrustAnnouncement.read(payload))
                 return
             parsed = parse_mqtt(topic)
-            if parsed.kind == "receipt":
-                self.take_receipt(payload)
-            elif parsed.kind == "trust":
-                self.trust.offer(payload)
-            elif parsed.kind == "piece":
-                self._premises.on_piece(payload)
-            elif parsed.kind == "slice":
-                self._premises.on_slice(payload)
-            elif parsed.kind == "bundle":
-                self._premises.on_bundle(payload)
+            takers = {"receipt": self.take_receipt, "trust": self.trust.offer, "piece": premises.on_piece}
+            takers |= {"slice": premises.on_slice, "bundle": premises.on_bundle}
+            if parsed.kind in takers:
+                takers[parsed.kind](payload)
             elif parsed.kind in DOWN_LETTERS:
                 self.mailroom.receive(parsed.kind, payload)
         except ContractError as error:
             log.warning("message.refused", topic=topic, reason=error.reason, message=str(error))
         except OutboxError as error:
             log.error("inbox.failed", reason=error.reason, message=str(error))
+        except Exception as error:  # noqa: BLE001 - those that came with it are served
+            premises.unexpected("message from the platform", error)
 
     def take_receipt(self, raw: bytes) -> None:
         """Judge a receipt, from the link or out of a bundle."""
@@ -309,17 +309,17 @@ class Line:
                 self._apply_carried(letter)
             elif letter.data.session == self.session:
                 self._apply(letter)
-        except TrustError as error:
-            if error.reason == "unknown_key":
-                self._receipt = raw
-                if premises.keyring.ready:
-                    self.trust.ask()
+        except (TrustError, ContractError) as error:
+            if error.reason != "unknown_key":
+                log.warning("receipt.refused", reason=error.reason, message=str(error))
                 return
-            log.warning("receipt.refused", reason=error.reason, message=str(error))
-        except ContractError as error:
-            log.warning("receipt.refused", reason=error.reason, message=str(error))
+            self._receipt = raw
+            if premises.keyring.ready:
+                self.trust.ask()
         except OutboxError as error:
             log.error("outbox.failed", reason=error.reason, message=str(error))
+        except Exception as error:  # noqa: BLE001 - the next one says it all anew
+            premises.unexpected("receipt", error)
 
     def _past(self) -> datetime:
         """By which expiry is judged: a clock that may stand in 2040 must not make everything old."""

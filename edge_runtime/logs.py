@@ -53,6 +53,10 @@ class Log:
         """An error that nobody expected, with its stack."""
         self._logger.error(event, exc_info=True, extra={"fields": fields})  # noqa: LOG014 - called inside one
 
+    def unexpected(self, event: str, error: Exception, **fields: Any) -> None:
+        """The same, of an error that was caught elsewhere."""
+        self._logger.error(event, exc_info=error, extra={"fields": fields})
+
 
 def configure(level: str) -> None:
     """Send the runtime's log to standard error; called by the CLI only, since a host program has its own."""

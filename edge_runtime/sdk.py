@@ -29,10 +29,13 @@ from edge_runtime.errors import ConfigError, EnrolError, OutboxError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.identity import load_identity, read_token, require_enrolled
 from edge_runtime.letters.outbox import Entry, Outbox, Storage
+from edge_runtime.logs import Log
 from edge_runtime.settings import EdgeSettings, load_settings
 from schemas.events import Message
 from schemas.letters import UP_DATA
 from schemas.wording import problems
+
+log = Log(__name__)
 
 STOP_TIMEOUT_S = 30.0
 
@@ -121,6 +124,17 @@ class EdgeDevice:
         with self._lock:
             return self._letters().storage
 
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is sent although `start_heartbeat` was called: the agent has ended by itself. Else None."""
+        ended = self._ended
+        if ended is None or not ended.done():
+            return None
+        return (
+            f"send the letters of this device: its agent ended with {ended.exception()!r}; "
+            "they are kept; close this EdgeDevice and start anew"
+        )
+
     def send(self, kind: str, data: Message | Mapping[str, Any], *, latest: str | None = None) -> str:
         """Store a letter in the outbox, connected or not; durable when this returns (but see `storage`).
 
@@ -195,8 +209,10 @@ class EdgeDevice:
         try:
             asyncio.run(self._serve(started))
             ended.set_result(None)
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for it
+        except BaseException as error:
             if started.done():
+                # At once: whoever waits may only do so when the program ends.
+                log.exception("agent.ended")
                 ended.set_exception(error)
             else:
                 started.set_exception(error)

@@ -135,13 +135,15 @@ def load_settings(path: Path) -> EdgeSettings:
         ConfigError: naming the file, the setting and what is wrong.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
         settings = EdgeSettings(**values)
     except OSError as error:
         hint = f"name the file in it, as {path / 'edge.toml'}" if path.is_dir() else "write one or pass --config"
         raise ConfigError(f"read settings {path}: {error.strerror}; {hint}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"read settings {path}: not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"read settings {path}: not TOML: {error}; save it as UTF-8") from error
     except ValidationError as error:
         raise ConfigError(f"read settings {path}: {setting_problems(error, EdgeSettings)}") from error
     base = path.parent

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from edge_runtime.errors import EdgeError, OutboxError
 from edge_runtime.logs import Log
 from edge_runtime.parcels.fetching import PieceRefusal
 from schemas.events import DownLetter, Message
+from schemas.ids import WORD
 from schemas.registry import EventReport
 
 log = Log(__name__)
@@ -33,7 +36,19 @@ class Alarms:
     def __init__(self, send: Callable[[str, Message], object]) -> None:
         self._send = send
         self._piece_budget = Budget(PIECE_REPORTS_PER_MINUTE)
+        self._unexpected: Counter[str] = Counter()
         self.problems: dict[str, str] = {}
+
+    def unexpected(self, work: str, error: Exception) -> None:
+        """Work failed as nobody expected, and the agent goes on: counted, shown in status, logged with its place.
+
+        What fails in the same way again is not logged again: the log may stand on a disk that is full.
+        """
+        self._unexpected[work] += 1
+        before, found = self.problems.get(work, ""), f"{work} failed: {error!r}"[:MAX_LINE] + "; the log says where"
+        self.problems[work] = f"{found}; {self._unexpected[work]} since the start"
+        if not before.startswith(found):
+            log.unexpected("agent.unexpected", error, work=work)
 
     def report(self, event: EventReport) -> None:
         """Send an event; if it cannot be stored, that is a problem of its own."""
@@ -42,6 +57,8 @@ class Alarms:
         except OutboxError as error:
             self.problems["outbox"] = str(error)
             log.error("outbox.failed", reason=error.reason, message=str(error), lost=event.name)
+        except Exception as error:  # noqa: BLE001 - whoever reports has work of its own to go on with
+            self.unexpected(f"event {event.name}", error)
 
     def handler_failed(self, letter: DownLetter[Any], kind: str, error: Exception) -> None:
         """A part raised over a letter, which counts as handled."""
@@ -49,8 +66,8 @@ class Alarms:
             EventReport(
                 name="letter.failed",
                 severity="warning",
-                reason=error.reason if isinstance(error, EdgeError) else "failed",
-                message=f"{kind} letter {letter.id}: {error}"[:MAX_LINE],
+                reason=_word(error.reason) if isinstance(error, EdgeError) else "failed",
+                message=_plain(f"{kind} letter {letter.id}: {error}"),
                 details={"letter": letter.id, "kind": kind},
             )
         )
@@ -63,8 +80,17 @@ class Alarms:
                 EventReport(
                     name="piece.refused",
                     severity="high",
-                    reason=refusal.reason,
-                    message=refusal.message[:MAX_LINE],
+                    reason=_word(refusal.reason),
+                    message=_plain(refusal.message),
                     details=dict(refusal.details),
                 )
             )
+
+
+def _plain(text: str) -> str:
+    """What an event can carry of it: a file name that is not UTF-8 has characters that no message may have."""
+    return text.encode(errors="backslashreplace").decode()[:MAX_LINE]
+
+
+def _word(reason: str) -> str:
+    return reason if re.fullmatch(WORD, reason) else EdgeError.reason

@@ -65,6 +65,7 @@ class Conduct:
         self._decisions: Decisions | None = None
         self._conditions: Conditions | None = None
         self._looked = float("-inf")
+        self._failing = False
 
     @property
     def offline_s(self) -> float:
@@ -73,13 +74,22 @@ class Conduct:
         return 0.0 if self._offline_since is None else self._monotonic() - self._offline_since
 
     def decisions(self) -> Decisions:
-        """Those of now, at most `LOOK_S` old."""
+        """Those of now, at most `LOOK_S` old; the last ones for as long as nothing can be read to decide by."""
         if self._decisions is None or self._monotonic() >= self._looked + LOOK_S:
-            return self.look()
+            try:
+                return self.look()
+            except Exception:
+                # Letters and heartbeats hang on it. The agent's chore looks as well: its failure stands in the status.
+                if not self._failing:
+                    log.exception("conduct.not_decided")
+                self._failing, self._looked = True, self._monotonic()
+        if self._decisions is None:
+            self._conditions = unknown_conditions(self._settings)
+            self._decisions = decide(self._conditions)
         return self._decisions
 
     def look(self) -> Decisions:
-        """Decide anew."""
+        """Decide anew. Raises whatever a probe raises."""
         now, twin = self._monotonic(), self._twin()
         asked_s = heartbeat_interval_s(self._settings.heartbeat_s, twin)
         conditions = self._readings.conditions(self._link(), asked_s, tightened(self._settings.limits, twin))
@@ -92,7 +102,7 @@ class Conduct:
         if before is not None and (before.quality, before.mode, before.bulk) != (found.quality, found.mode, found.bulk):
             why = found.reasons
             log.info("conduct.changed", quality=found.quality, mode=found.mode, bulk=found.bulk, why=why["quality"])
-        self._decisions, self._conditions, self._looked = found, conditions, now
+        self._decisions, self._conditions, self._looked, self._failing = found, conditions, now, False
         return found
 
     def grant(self) -> Grant:
@@ -136,6 +146,25 @@ class Conduct:
         assert self._conditions is not None, "decided just now"
         found = explained(self._conditions, decisions, self._settings.limits, self._twin())
         return found | {"ways": self.ways(neighbours=neighbours, folder=folder)}
+
+
+def unknown_conditions(settings: EdgeSettings) -> Conditions:
+    """Of a device that nothing can be read from: as offline, so that nothing bulky moves on what may cost money."""
+    return Conditions(
+        answered=False,
+        round_trip_s=None,
+        loss_ratio=None,
+        up_bytes_per_s=None,
+        network="unknown",
+        metered=True,
+        battery_percent=None,
+        charging=None,
+        discharging=None,
+        temp_c=None,
+        memory_mb=None,
+        heartbeat_s=heartbeat_interval_s(settings.heartbeat_s, None),
+        limits=settings.limits,
+    )
 
 
 def explained(conditions: Conditions, decisions: Decisions, owner: OwnerLimits, twin: Twin | None) -> dict[str, Any]:

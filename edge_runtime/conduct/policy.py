@@ -182,16 +182,17 @@ def decide(conditions: Conditions, before: Quality = "offline") -> Decisions:
     terms = TERMS[quality]
     bulk, why_bulk = _bulk(conditions, quality, mode)
     pieces = min(terms.pieces_bytes, LOW_RAM_PIECES_BYTES) if mode == "low_ram" else terms.pieces_bytes
-    factor = max(terms.heartbeat_factor, 2.0) if mode == "battery_save" else terms.heartbeat_factor
+    # A charger makes no line wider, so window and bulk stay; waking up more often is what it pays for.
+    factor = {"battery_save": max(terms.heartbeat_factor, 2.0), "performance": 1.0}.get(mode, terms.heartbeat_factor)
     heartbeat_s = max(conditions.heartbeat_s, min(MAX_HEARTBEAT_S, conditions.heartbeat_s * factor))
     here = _ON[quality]
-    cause = here if factor == terms.heartbeat_factor else "in battery_save mode"
-    longer = f", times {factor:g} {cause}" if factor > 1 else ""
+    cause = here if factor == terms.heartbeat_factor else f"in {mode} mode"
+    times = f", times {factor:g} {cause}" if factor > 1 or cause != here else ""
     reasons = {
         "quality": why_quality,
         "mode": why_mode,
         "window": f"letters of a lane on their way at most {here}",
-        "heartbeat_s": f"{conditions.heartbeat_s:g} s asked for{longer}",
+        "heartbeat_s": f"{conditions.heartbeat_s:g} s asked for{times}",
         "pieces_bytes": f"pieces asked for at once {here}"
         + (", less in low_ram mode" if pieces < terms.pieces_bytes else "")
         + "; an update is never held back, since somebody who may has ordered it",

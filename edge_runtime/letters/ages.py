@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from sqlite3 import Connection
@@ -32,7 +33,8 @@ def continue_age(connection: Connection, elapsed: Elapsed) -> float:
     boot, seconds = elapsed()
     known = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('boot', 'age_offset')").fetchall())
     if known.get("boot") == boot:
-        return float(known["age_offset"])
+        with suppress(KeyError, ValueError):  # as after a start of the kernel, if somebody changed it
+            return float(known["age_offset"])
     newest = connection.execute("SELECT born FROM letters ORDER BY rowid DESC LIMIT 1").fetchone()
     offset = (newest[0] if newest and newest[0] is not None else 0.0) - seconds
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("boot", boot), ("age_offset", repr(offset))])

@@ -27,6 +27,8 @@ DISK_REASONS = frozenset({"disk_full", "read_only", "disk_failed", "damaged"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 Upgrade = Callable[[sqlite3.Connection], None]
+Mend = Callable[[sqlite3.Connection], bool]
+"""Puts right, in one transaction of its own, rows that no program of this version wrote; True if there were any."""
 
 
 class Database:
@@ -40,15 +42,19 @@ class Database:
         schema: statements that make what is absent.
         upgrade: brings a file of an earlier version up to the schema, which is applied behind it; what it changes, it
             changes in one transaction of its own.
+        mend: looks through the rows at the opening: a file may be of a later version, or somebody changed it.
 
     Raises:
         OutboxError: `disk_full`, `read_only`, `disk_failed`, `damaged`, `busy` or `outbox`, from every method.
     """
 
-    def __init__(self, path: Path, schema: str, upgrade: Upgrade = lambda _: None) -> None:
+    def __init__(
+        self, path: Path, schema: str, upgrade: Upgrade = lambda _: None, mend: Mend = lambda _: False
+    ) -> None:
         self.path = path
         self._schema = schema
         self._upgrade = upgrade
+        self._mend = mend
         self._lock = threading.RLock()
         self._refused: OutboxError | None = None
         self._tried_at = 0.0
@@ -79,6 +85,11 @@ class Database:
         with self._lock, self._explained("read"):
             return self._connection.execute(query, parameters).fetchall()
 
+    def mend(self) -> bool:
+        """Look through the rows again; True if some were put right."""
+        with self._lock, self._explained("mend torn rows"):
+            return self._mend(self._connection)
+
     def limit_pages(self, pages: int) -> None:
         """Let the file grow no further than this, as a full disk would."""
         self.read(f"PRAGMA max_page_count={pages}")
@@ -106,7 +117,7 @@ class Database:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute(f"PRAGMA cache_size=-{CACHE_KB}")
                 connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-                prepare(connection, self._schema, self._upgrade)
+                self._prepare(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -122,9 +133,14 @@ class Database:
             # What the file holds is out of sight until it can be opened; nothing can be stored until then either.
             connection = empty_database()
         with self._explained("read"):
-            prepare(connection, self._schema, self._upgrade)
+            self._prepare(connection)
         self._refused, self._tried_at = refused, time.monotonic()
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        self._upgrade(connection)
+        connection.executescript(self._schema)
+        self._mend(connection)
 
     def _reopen(self, what: str) -> None:
         assert self._refused is not None
@@ -159,12 +175,6 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def prepare(connection: sqlite3.Connection, schema: str, upgrade: Upgrade) -> None:
-    """Bring a database up to a schema."""
-    upgrade(connection)
-    connection.executescript(schema)
 
 
 def _explain(path: Path, what: str, error: sqlite3.Error | OSError) -> OutboxError:

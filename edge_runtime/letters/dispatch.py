@@ -69,15 +69,21 @@ class Dispatcher:
     async def _handle(self, letter: DownLetter[Any], kind: str) -> None:
         handlers = self._handlers.get(kind, [])
         if not handlers:
-            self._failed(letter, kind, EdgeError(f"handle {kind}: this agent has no part for it", reason="unsupported"))
+            self._tell(letter, kind, EdgeError(f"handle {kind}: this agent has no part for it", reason="unsupported"))
         for handler in handlers:
             try:
                 await handler.handle(letter)
             except Exception as error:  # whatever a handler does, the next letter is served
                 log.exception("letters.handler_failed", kind=kind, letter=letter.id)
-                self._failed(letter, kind, error)
+                self._tell(letter, kind, error)
         try:
             self._inbox.handled(letter.id)
         except OutboxError as error:
             # It runs again at the next start, which handlers allow for.
             log.error("inbox.failed", reason=error.reason, message=str(error))
+
+    def _tell(self, letter: DownLetter[Any], kind: str, error: Exception) -> None:
+        try:
+            self._failed(letter, kind, error)
+        except Exception:  # the letter is handled all the same, and those behind it in its slot
+            log.exception("letters.failure_not_told", kind=kind, letter=letter.id)

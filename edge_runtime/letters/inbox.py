@@ -10,17 +10,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from sqlite3 import Connection
+from typing import Any, TypeVar
 
 from edge_runtime.errors import OutboxError
 from edge_runtime.letters.admission import Admission, Order, admit
-from edge_runtime.letters.database import DISK_REASONS, Database
+from edge_runtime.letters.database import DISK_REASONS, Database, transaction
 from edge_runtime.logs import Log
 from schemas.events import DownLetter, utc
+from schemas.ids import ULID
 
 log = Log(__name__)
 
@@ -29,6 +32,8 @@ MAX_IDS = 50_000
 FLOOR_STEP_S = 60.0
 KEEP_AFTER_EXPIRY_S = 24 * 3_600.0
 """The courier may be late in dropping an expired letter."""
+_SHOWN = 512
+"""Characters of an error in the log."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS letters (
@@ -42,6 +47,43 @@ CREATE TABLE IF NOT EXISTS floors (
     keyid TEXT PRIMARY KEY, generation INTEGER NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+_TORN = {
+    "letters": "state NOT IN ('held', 'handled')",
+    "floors": "time NOT BETWEEN 0 AND 253402300799",  # what `utc` knows; every word is above all numbers
+    "orders": "typeof(generation) <> 'integer' OR typeof(revision) <> 'integer'",
+}
+_MENDING = (
+    f"UPDATE letters SET state = iif(envelope IS NULL, 'handled', 'held') WHERE {_TORN['letters']}",  # noqa: S608
+    f"DELETE FROM floors WHERE {_TORN['floors']}",  # noqa: S608
+    # What is still known of the slot; letters are kept longer than they could come again.
+    f"""
+    INSERT OR REPLACE INTO orders SELECT kind, slot, generation, max(revision) FROM letters l
+    WHERE (kind, slot) IN (SELECT kind, slot FROM orders WHERE {_TORN["orders"]})
+    AND generation = (SELECT max(generation) FROM letters m WHERE m.kind = l.kind AND m.slot = l.slot)
+    GROUP BY kind, slot
+    """,  # noqa: S608
+    f"DELETE FROM orders WHERE {_TORN['orders']}",  # noqa: S608
+)
+
+T = TypeVar("T")
+
+
+def mend(connection: Connection) -> bool:
+    """Put right what no program of this version wrote (`mending` does so for the outbox); True if there was any."""
+    queries = [f"SELECT count(*) FROM {table} WHERE {condition}" for table, condition in _TORN.items()]  # noqa: S608
+    found = [connection.execute(query).fetchone()[0] for query in queries]
+    if not any(found):
+        return False
+    with transaction(connection):
+        for statement in _MENDING:
+            connection.execute(statement)
+    log.error("inbox.mended", rows=dict(zip(_TORN, found, strict=True)))
+    return True
+
+
+def _bytes(envelope: object) -> bytes:
+    return envelope if isinstance(envelope, bytes) else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +113,7 @@ class Inbox:
     def __init__(self, path: Path, now: Callable[[], float]) -> None:
         """`now`: seconds since 1970."""
         self._now = now
-        self._database = Database(path, SCHEMA)
+        self._database = Database(path, SCHEMA, mend=mend)
         self._unsaved: dict[tuple[str, str], _Change] = {}
 
     def judge(self, letter: DownLetter[Any], kind: str) -> Admission:
@@ -121,12 +163,18 @@ class Inbox:
         rows = self._database.read(
             "SELECT id, kind, envelope FROM letters WHERE state = 'held' ORDER BY taken_at, rowid"
         )
-        return [Held(row["id"], row["kind"], row["envelope"]) for row in rows]
+        # One whose envelope is gone is refused like any other that cannot be read.
+        return [Held(row["id"], row["kind"], _bytes(row["envelope"])) for row in rows]
+
+    def rename(self, was: str, letter_id: str) -> None:
+        """Give a letter its own id back, which its envelope says."""
+        with self._database.write("mend the id of a letter") as connection:
+            connection.execute("UPDATE OR REPLACE letters SET id = ? WHERE id = ?", (letter_id, was))
 
     def newest_ids(self, limit: int) -> list[str]:
         """Ids of the letters that came last, for hello."""
         rows = self._database.read("SELECT id FROM letters ORDER BY taken_at DESC LIMIT ?", (limit,))
-        return [str(row["id"]) for row in rows]
+        return [str(row["id"]) for row in rows if re.fullmatch(ULID, str(row["id"]))]
 
     def trim(self) -> None:
         """Forget ids that cannot come again, and the oldest beyond the bound."""
@@ -174,6 +222,15 @@ class Inbox:
             return str(self._unsaved["fact", name].value)
         rows = self._database.read("SELECT value FROM facts WHERE name = ?", (name,))
         return str(rows[0]["value"]) if rows else None
+
+    def recall(self, name: str, read: Callable[[str], T], otherwise: T) -> T:
+        """A fact as `read` makes it of its text; `otherwise` if there is none, or it is torn."""
+        text = self.fact(name)
+        try:
+            return otherwise if text is None else read(text)
+        except (ValueError, TypeError, OverflowError) as error:
+            log.error("inbox.fact_unreadable", fact=name, reason=str(error)[:_SHOWN])
+            return otherwise
 
     def remember(self, name: str, value: str) -> None:
         """Store a fact; on disk when this returns, or as soon as the disk does its part."""

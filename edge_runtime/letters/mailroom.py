@@ -15,7 +15,7 @@ from edge_runtime.errors import OutboxError, TrustError
 from edge_runtime.identity import Identity
 from edge_runtime.letters.admission import Admission
 from edge_runtime.letters.dispatch import Dispatcher
-from edge_runtime.letters.inbox import Inbox
+from edge_runtime.letters.inbox import Held, Inbox
 from edge_runtime.logs import Log
 from edge_runtime.trust.keyring import Keyring
 from schemas.envelope import Envelope, parse
@@ -99,14 +99,33 @@ class Mailroom:
 
     def resume(self) -> None:
         """Pass on what was stored and not handled before the last end."""
-        for held in self._desk.inbox.held():
+        try:
+            waiting = self._desk.inbox.held()
+        except OutboxError as error:
+            self.problem = str(error)
+            log.error("inbox.failed", reason=error.reason, message=str(error))
+            return
+        for held in waiting:
             try:
-                envelope = parse(held.envelope)
-                self._desk.keyring.verify(envelope, held.kind)
-                self._desk.dispatcher.submit(read_down(envelope.body, held.kind), held.kind)
-            except (TrustError, ContractError) as error:
-                self._refuse(held.id, held.kind, error.reason, str(error))
-                self._desk.inbox.handled(held.id)
+                self._resume(held)
+            except OutboxError as error:
+                # It comes to the same at the next start.
+                log.error("inbox.failed", reason=error.reason, message=str(error))
+            except Exception:  # a torn row, say; the others are passed on, and it stays as it is
+                log.exception("letters.not_resumed", kind=held.kind, letter=held.id)
+
+    def _resume(self, held: Held) -> None:
+        try:
+            envelope = parse(held.envelope)
+            self._desk.keyring.verify(envelope, held.kind)
+            letter = read_down(envelope.body, held.kind)
+        except (TrustError, ContractError) as error:
+            self._refuse(held.id, held.kind, error.reason, str(error))
+            self._desk.inbox.handled(held.id)
+            return
+        if held.id != letter.id:
+            self._desk.inbox.rename(held.id, letter.id)
+        self._desk.dispatcher.submit(letter, held.kind)
 
     def _admit(self, letter: DownLetter[Any], kind: str, raw: bytes, key: ServiceKey) -> None:
         desk, identity = self._desk, self._desk.identity()

@@ -49,8 +49,12 @@ class NewestReceipt:
         self._inbox.remember(NEWEST, json.dumps(_order(receipt)))
 
     def _written(self) -> _Order:
-        generation, revision = json.loads(self._inbox.fact(NEWEST) or "[-1, -1]")
-        return generation, revision
+        return self._inbox.recall(NEWEST, _read, (-1, -1))
+
+
+def _read(text: str) -> _Order:
+    generation, revision = json.loads(text)
+    return int(generation), int(revision)
 
 
 def _order(receipt: DownLetter[Receipt]) -> _Order:

@@ -198,6 +198,10 @@ class Outbox:
             total += gone
         return total
 
+    def mend(self) -> bool:
+        """Put torn rows right, as at the opening; True if there were any."""
+        return self._store.mend()
+
     def report_losses(self) -> list[str]:
         """Store letters `losses` that tell what was given up and not told yet; returns their ids.
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 from edge_runtime.clock import FlooredClock
 from edge_runtime.errors import OutboxError
@@ -28,6 +29,7 @@ from edge_runtime.letters.sending import (
     under_way,
 )
 from edge_runtime.letters.signing import signed
+from edge_runtime.letters.trouble import Trouble
 from edge_runtime.link.link import Link, Urgency
 from edge_runtime.logs import Log
 from schemas.errors import ContractError
@@ -42,6 +44,7 @@ POLL_S = 1.0
 """How soon a letter of another process on the same outbox is noticed."""
 LOAD_LETTERS = 8
 """Read from the outbox at a time; a slow link takes one now and then."""
+_ALL: Literal["all"] = "all"
 _URGENCY: dict[Lane, Urgency] = {"control": Urgency.CONTROL, "normal": Urgency.REST, "bulk": Urgency.REST}
 
 
@@ -72,6 +75,7 @@ class Postman:
         self._turns = Turns()
         self._highest: dict[Lane, int] = {}
         self._stuck: str | None = None
+        self._trouble = {part: Trouble(f"postman {part}") for part in (*LANES, _ALL)}
         self.round_trip = RoundTrip()
         self.sent = 0
         """Letters given to the link since the start, repetitions included."""
@@ -128,19 +132,50 @@ class Postman:
         while True:
             self._wake.clear()
             timeout = POLL_S
-            if self._active:
-                try:
-                    due = self._pump()
-                    self.problem = None
-                except OutboxError as error:
-                    if self.problem != str(error):
-                        log.error("outbox.failed", reason=error.reason, message=str(error))
-                    due, self.problem = None, str(error)
+            if self._active and not self._rests(_ALL):
+                due = self._try()
                 if due is not None:
                     timeout = min(POLL_S, max(0.01, due - time.monotonic()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
+
+    def _try(self) -> float | None:
+        """Send what may be sent, whatever fails; returns when to look again."""
+        try:
+            due = self._pump()
+        except OutboxError as error:
+            if self.problem != str(error):
+                log.error("outbox.failed", reason=error.reason, message=str(error))
+            self.problem = str(error)
+            return None
+        except Exception as error:  # noqa: BLE001 - it would come again at every start
+            self._failed(_ALL, error)
+            due = None
+        else:
+            self._trouble[_ALL].passed()
+        self.problem = next((trouble.problem for trouble in self._trouble.values() if trouble.problem), None)
+        return due
+
+    def _rests(self, part: Lane | Literal["all"]) -> bool:
+        return time.monotonic() < self._trouble[part].until
+
+    @contextlib.contextmanager
+    def _contained(self, lane: Lane) -> Iterator[None]:
+        """What nobody expected in one lane stops no other; no letter is passed over for it."""
+        try:
+            yield
+        except OutboxError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a torn row, say
+            self._failed(lane, error)
+
+    def _failed(self, part: Lane | Literal["all"], error: Exception) -> None:
+        self._trouble[part].failed(error, time.monotonic())
+        try:
+            self._post.outbox.mend()  # what is torn now stood well when the file was opened
+        except Exception:  # the disk's, or what it could not put right either
+            log.exception("outbox.not_mended")
 
     def _pump(self) -> float | None:
         """Send what may be sent; returns when to look again."""
@@ -151,36 +186,50 @@ class Postman:
         for lane in LANES:
             if lane == "bulk" and (granted.bulk == "held" or (granted.bulk == "yields" and runs)):
                 continue
-            now, flight = time.monotonic(), self._flights[lane]
-            if moving:
-                flight = under_way(flight, now)
-            held = self._post.outbox.run_above(lane, flight.mark)
-            decision = plan(flight, held, now, self.round_trip.wait_s, granted.window)
-            if is_in_doubt(flight, decision.flight):
-                self._post.silent()
-            self._flights[lane] = decision.flight
-            if decision.run is not None:
-                runs[lane] = decision.run
-            if decision.due is not None:
-                dues.append(decision.due)
+            if self._rests(lane):
+                continue
+            with self._contained(lane):
+                run, due = self._planned(lane, granted.window, moving=moving)
+                if run is not None:
+                    runs[lane] = run
+                if due is not None:
+                    dues.append(due)
         sent = self._send(runs)
         for lane, run in runs.items():
+            if not self._rests(lane):
+                self._trouble[lane].passed()
             if sent[lane] < run.last:
                 self._flights[lane] = cut_short(self._flights[lane], sent[lane])
         return min(dues, default=None)
+
+    def _planned(self, lane: Lane, window: int, *, moving: bool) -> tuple[Run | None, float | None]:
+        now, flight = time.monotonic(), self._flights[lane]
+        if moving:
+            flight = under_way(flight, now)
+        held = self._post.outbox.run_above(lane, flight.mark)
+        decision = plan(flight, held, now, self.round_trip.wait_s, window)
+        if is_in_doubt(flight, decision.flight):
+            self._post.silent()
+        self._flights[lane] = decision.flight
+        if held is None:
+            self._trouble[lane].passed()
+        return decision.run, decision.due
 
     def _send(self, runs: Mapping[Lane, Run]) -> dict[Lane, int]:
         """Control first, then the others in turns; returns the last sequence of each that the link took."""
         sent: dict[Lane, int] = {lane: run.first - 1 for lane, run in runs.items()}
         letters = {lane: self._letters(lane, run) for lane, run in runs.items()}
-        for letter in letters.pop("control", ()):
-            if not self._post.link.room(Urgency.CONTROL) or not self._send_one(letter):
-                break
-            sent["control"] = letter.sequence
+        with self._contained("control"):
+            for letter in letters.pop("control", ()):
+                if not self._post.link.room(Urgency.CONTROL) or not self._send_one(letter):
+                    break
+                sent["control"] = letter.sequence
         next_of: dict[Lane, Stored] = {}
         while True:
             for lane in [lane for lane in letters if lane not in next_of]:
-                loaded = next(letters[lane], None)
+                loaded = None
+                with self._contained(lane):
+                    loaded = next(letters[lane], None)
                 if loaded is None:
                     del letters[lane]
                 else:
@@ -191,7 +240,10 @@ class Postman:
             letter = next_of.pop(lane)
             if not self._post.link.room(Urgency.REST, len(letter.data) * 4 // 3):
                 break  # not a lighter one in its place: that would never let a heavy one pass
-            if not self._send_one(letter):
+            taken = False
+            with self._contained(lane):
+                taken = self._send_one(letter)
+            if not taken:
                 del letters[lane]
                 continue
             self._turns = self._turns.charged(lane, len(letter.data), letters)

@@ -14,7 +14,7 @@ from edge_runtime.letters.losses import KIND as LOSSES
 from edge_runtime.letters.losses import give_up
 from edge_runtime.letters.retention import Amount, Bounds, Kept, lane_above_bounds, lane_to_evict, may_go
 from schemas.courier import LossReason
-from schemas.events import Lane
+from schemas.events import LANES, Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ def find_epoch(connection: Connection) -> str | None:
 
 
 def lanes_of(connection: Connection, epoch: str) -> dict[Lane, tuple[int, int]]:
-    """(issued, mark) of every lane of an epoch that was ever used."""
+    """(issued, mark) of every lane of an epoch that was ever used, and that this version knows."""
     rows = connection.execute("SELECT lane, issued, mark FROM lanes WHERE epoch = ?", (epoch,))
-    return {row["lane"]: (row["issued"], row["mark"]) for row in rows}
+    return {row["lane"]: (row["issued"], row["mark"]) for row in rows if row["lane"] in LANES}
 
 
 def store(connection: Connection, letter: New, age: float, bounds: Bounds, reason: LossReason) -> None:

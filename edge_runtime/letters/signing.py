@@ -9,6 +9,7 @@ from edge_runtime.letters.reading import Stored
 from schemas.errors import MessageError
 from schemas.events import Untyped, utc
 from schemas.letters import Place, write_up
+from schemas.topics import UP_LETTERS
 
 
 def signed(letter: Stored, identity: Identity, now: datetime, life: timedelta) -> bytes:
@@ -17,6 +18,8 @@ def signed(letter: Stored, identity: Identity, now: datetime, life: timedelta) -
     Raises:
         ContractError: if the letter cannot be sent; `Outbox.add` lets none in, but its file may have been changed.
     """
+    if letter.kind not in UP_LETTERS:
+        raise MessageError(f"letter {letter.id} {letter.kind!r} cannot be signed: no such kind of letter is known here")
     try:
         return write_up(
             letter.kind,

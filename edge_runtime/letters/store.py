@@ -20,6 +20,7 @@ from edge_runtime.letters.ages import Elapsed, continue_age
 from edge_runtime.letters.annex import Annex, join, move_back
 from edge_runtime.letters.boat import Boat
 from edge_runtime.letters.database import DISK_REASONS, Database, transaction
+from edge_runtime.letters.mending import mend
 from edge_runtime.letters.retention import Amount, Bounds
 from edge_runtime.letters.schema import SCHEMA, upgrade
 from edge_runtime.logs import Log
@@ -128,7 +129,7 @@ class Store:
         self._tried_at = 0.0
         self._known: tuple[str, Lanes] = (str(ULID()), {})
         """Epoch and lanes as this process left them, for a file that cannot be read any more."""
-        self.database = Database(path, SCHEMA, upgrade)
+        self.database = Database(path, SCHEMA, upgrade, mend)
         try:
             with self.database.write("prepare the outbox") as connection:
                 self._prepare(connection)
@@ -155,11 +156,7 @@ class Store:
         with self.lock:
             if self.annex is None:
                 try:
-                    with self.database.write(what) as connection:
-                        result = work(connection, self._disk_room)
-                        known = self._lanes(connection)
-                    self._known = known
-                    return result
+                    return self._change_file(what, work)
                 except OutboxError as error:
                     self._retreat(error)
             assert self.annex is not None
@@ -168,6 +165,21 @@ class Store:
             if self._boat is not None and not self.annex.apart:
                 self._boat.save(self.annex.manifest())
             return result
+
+    def _change_file(self, what: str, work: Work[T]) -> T:
+        def change() -> tuple[T, tuple[str, Lanes]]:
+            with self.database.write(what) as connection:
+                return work(connection, self._disk_room), self._lanes(connection)
+
+        try:
+            result, known = change()
+        except (TypeError, ValueError):
+            # Nothing has changed. A row was torn since the opening, perhaps.
+            if not self.database.mend():
+                raise
+            result, known = change()
+        self._known = known
+        return result
 
     def lanes(self) -> tuple[str, Lanes]:
         """The present epoch, and (issued, mark) of its lanes."""
@@ -202,6 +214,11 @@ class Store:
             log.info("outbox.on_disk", letters=len(annex.letters()))
             annex.connection.close()
             self.annex, self.problem = None, None
+
+    def mend(self) -> bool:
+        """Look for torn rows in the file; not while letters are in memory, whose numbers go on after the file's."""
+        with self.lock:
+            return self.annex is None and self.database.mend()
 
     def take_over(self, other: Store) -> None:
         """What is in the memory alone of a store of the same file that does not send."""

@@ -49,7 +49,20 @@ class Endpoint:
         tls = parts.scheme == "mqtts"
         if not tls and parts.hostname not in _LOOPBACK:
             raise ConfigError(f"connect to {url}: plain MQTT is for 127.0.0.1 only; use mqtts://")
+        _check_name(parts.hostname, f"read the broker's address {url!r}")
+        if hostname:
+            _check_name(hostname, f"read tls_hostname {hostname!r}")
         return cls(parts.hostname, port or (8883 if tls else 1883), tls, ca_pem, hostname)
+
+
+def _check_name(name: str, operation: str) -> None:
+    try:
+        encoded = name.encode("idna")
+    except UnicodeError as error:
+        reason = str(error.__cause__ or error)
+        raise ConfigError(f"{operation}: {name!r} is no name of a host: {reason}; write it as name.example") from error
+    if 0 in encoded:
+        raise ConfigError(f"{operation}: {name!r} is no name of a host; write it as name.example")
 
 
 async def reach(endpoint: Endpoint, certainly_past: datetime | None) -> socket.socket:

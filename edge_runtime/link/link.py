@@ -101,6 +101,8 @@ class Link:
         """Whether the server answered the last attempt with a no."""
         self.connections = 0
         """How many there were since the start."""
+        self._failures = 0
+        self._unexpected = ""
 
     @property
     def connected(self) -> bool:
@@ -134,33 +136,18 @@ class Link:
 
     async def run(self) -> None:
         """Connect, and again after each loss, until `close`."""
-        failures = 0
         while not self._closing:
-            attempt = _Attempt(self._callbacks.dial(), self._callbacks)
-            self._attempt = attempt
             try:
-                await attempt.connect()
-                failures, self.problem, self.refused = 0, None, False
-                self.connections += 1
-                log.info("link.up", host=attempt.dial.endpoint.host, port=attempt.dial.endpoint.port)
-                self._callbacks.up()
-                self.problem = await attempt.lost
-            except _RefusedError as error:
-                failures += 1
-                self.problem, self.refused = str(error), True
-                log.error("link.refused", reason=str(error))
-            except OSError as error:
-                failures += 1
-                self.refused = False
-                self.problem = explain(attempt.dial.endpoint, error)
+                await self._connect()
+            except Exception as error:
+                # Letters are kept and carriers go on meanwhile, which an end of the agent would stop.
+                self._failures += 1
+                self.problem, self.refused = f"connect: {error!r}; the log says where; it is tried again", False
+                if self.problem != self._unexpected:
+                    log.exception("link.failed")
+                self._unexpected = self.problem
                 log.warning("link.unreachable", reason=self.problem)
-            finally:
-                was_ready, attempt.ready = attempt.ready, False
-                await attempt.close()
-                if was_ready:
-                    log.warning("link.down", reason=self.problem)
-                    self._callbacks.down()
-            await self._pause(failures)
+            await self._pause(self._failures)
 
     def reconnect(self) -> None:
         """Drop the connection and make a new one, with new credentials for one."""
@@ -172,6 +159,35 @@ class Link:
         """Let `run` end."""
         self._closing = True
         self.reconnect()
+
+    async def _connect(self) -> None:
+        """Connect, and serve until the connection is lost."""
+        attempt = _Attempt(self._callbacks.dial(), self._callbacks)
+        self._attempt = attempt
+        try:
+            await attempt.connect()
+            self._failures, self.problem, self.refused = 0, None, False
+            self.connections += 1
+            log.info("link.up", host=attempt.dial.endpoint.host, port=attempt.dial.endpoint.port)
+            self._callbacks.up()
+            self.problem = await attempt.lost
+        except _RefusedError as error:
+            self._failures += 1
+            self.problem, self.refused = str(error), True
+            log.error("link.refused", reason=str(error))
+        except OSError as error:
+            self._failures += 1
+            self.refused = False
+            self.problem = explain(attempt.dial.endpoint, error)
+            log.warning("link.unreachable", reason=self.problem)
+        finally:
+            was_ready, attempt.ready = attempt.ready, False
+            try:
+                await attempt.close()
+            finally:
+                if was_ready:
+                    log.warning("link.down", reason=self.problem)
+                    self._callbacks.down()
 
     async def _pause(self, failures: int) -> None:
         if self._closing:

@@ -134,7 +134,18 @@ class TrustKeeper:
             log.error("trust.refused", reason=error.reason, message=str(error))
         except OutboxError as error:
             log.error("inbox.failed", reason=error.reason, message=str(error))
-        self._treasury.refreshed()
+        except Exception as error:  # noqa: BLE001 - the next pack is looked at all the same
+            self._failed(error)
+        try:
+            self._treasury.refreshed()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """As nobody expected; the pack is looked at again when it comes again, with an answer to hello."""
+        before, self.error = self.error, TrustError(f"look at a trust pack: {error!r}; the log says where")
+        if str(before) != str(self.error):
+            log.unexpected("trust.failed", error)
 
     def _ask_in(self, delay_s: float) -> None:
         if self._asking is None:

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +22,7 @@ from edge_runtime.link import mqtt
 from edge_runtime.link.dialling import Endpoint, explain, reach
 from edge_runtime.link.link import Callbacks, Dial, Link
 from edge_runtime.link.mqtt import PacketReader
+from tests.support.platform import until
 
 ENDED = datetime(2001, 1, 1, tzinfo=UTC)
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -119,12 +121,6 @@ async def running(ears: Ears) -> AsyncIterator[None]:
             await task
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing else tells
-            await asyncio.sleep(0.01)
-
-
 class Server:
     """A broker that accepts, remembers, and answers pings if it is told to."""
 
@@ -157,15 +153,15 @@ async def test_messages_pass_both_ways_and_the_end_is_said() -> None:
     async with broker(server.talk) as port:
         ears = Ears(port)
         async with running(ears):
-            await until(lambda: ears.link.connected)
+            await until(lambda: ears.link.connected, "the link")
             assert ears.link.publish("cw/x", b"up")
             server.writers[0].write(mqtt.publish("a/b", b"down") + mqtt.publish("b", b""))
-            await until(lambda: len(ears.heard) == 2)
-            await until(lambda: server.published)
+            await until(lambda: len(ears.heard) == 2, "both messages")
+            await until(lambda: server.published, "what was sent")
             assert ears.link.measured().round_trip_s is not None
         assert ears.heard == [("a/b", b"down"), ("b", b"")]
         assert server.published == [("cw/x", b"up")]
-        await until(lambda: server.types[-1] == 0xE0)
+        await until(lambda: server.types[-1] == 0xE0, "the goodbye")
         assert (ears.ups, ears.downs) == (1, 1)
         assert not ears.link.publish("cw/x", b"late")
 
@@ -178,12 +174,12 @@ async def test_a_refusal_is_told_apart_from_an_unreachable_server(server, why) -
     async with broker(server.talk) as port:
         ears = Ears(port)
         async with running(ears):
-            await until(lambda: ears.link.problem)
+            await until(lambda: ears.link.problem, "the problem")
             assert why in ears.link.problem
             assert ears.link.refused
     ears = Ears(port)
     async with running(ears):
-        await until(lambda: ears.link.problem)
+        await until(lambda: ears.link.problem, "the problem")
         assert "Connection refused" in ears.link.problem
         assert not ears.link.refused
 
@@ -194,11 +190,41 @@ async def test_a_server_that_hangs_up_is_dialled_again(monkeypatch) -> None:
     async with broker(server.talk) as port:
         ears = Ears(port)
         async with running(ears):
-            await until(lambda: ears.link.connected)
+            await until(lambda: ears.link.connected, "the link")
             server.writers[0].close()
-            await until(lambda: ears.ups == 2)
+            await until(lambda: ears.ups == 2, "the next connection")
             assert ears.downs == 1
             assert ears.link.connections == 2
+
+
+async def test_what_nobody_expected_of_a_connection_ends_neither_dialling_nor_the_agent(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(module, "MIN_DELAY_S", 0.01)
+    async with broker(Server().talk) as port:
+        ears = Ears(port)
+        given = ears.link._callbacks
+        errors = iter([UnicodeError("label empty"), UnicodeError("label empty"), None, None])
+        ups = iter([ValueError("torn fact")])
+
+        def dial() -> Dial:
+            error = next(errors, None)
+            if error is not None:
+                raise error
+            return given.dial()
+
+        def up() -> None:
+            error = next(ups, None)
+            if error is not None:
+                raise error
+            given.up()
+
+        ears.link._callbacks = replace(given, dial=dial, up=up)
+        async with running(ears):
+            await until(lambda: ears.link.problem, "the problem")
+            assert "label empty" in ears.link.problem
+            await until(lambda: ears.ups, "a connection all the same")
+            assert ears.downs == 1, "of the one that failed when it was up"
+    said = [str(record.exc_info[1]) for record in caplog.records if record.getMessage() == "link.failed"]
+    assert said == ["label empty", "torn fact"]
 
 
 async def test_a_server_that_answers_nothing_more_is_left_in_the_end(monkeypatch) -> None:
@@ -210,7 +236,7 @@ async def test_a_server_that_answers_nothing_more_is_left_in_the_end(monkeypatch
     async with broker(server.talk) as port:
         ears = Ears(port)
         async with running(ears):
-            await until(lambda: ears.downs)
+            await until(lambda: ears.downs, "the loss")
             assert 0xC0 in server.types
             assert "nothing was heard" in ears.link.problem or ears.ups > 1
 
@@ -223,7 +249,7 @@ async def test_pings_keep_an_idle_connection_and_measure_it(monkeypatch) -> None
     async with broker(server.talk) as port:
         ears = Ears(port)
         async with running(ears):
-            await until(lambda: server.types.count(0xC0) >= 8)
+            await until(lambda: server.types.count(0xC0) >= 8, "eight pings")
             assert (ears.ups, ears.downs) == (1, 0)
             assert ears.link.measured().round_trip_s < 1.0
 
@@ -233,7 +259,7 @@ async def test_a_server_that_is_silent_from_the_start_is_given_up(monkeypatch) -
     async with broker(until_closed) as port:
         ears = Ears(port)
         async with running(ears):
-            await until(lambda: ears.link.problem)
+            await until(lambda: ears.link.problem, "the problem")
             assert "no answer within" in ears.link.problem
 
 

@@ -47,6 +47,31 @@ def test_decisions_are_kept_for_a_moment_and_made_anew_after_it() -> None:
     assert scene.conduct.explanation()["decisions"]["congestion"]["value"] == "bbr"
 
 
+def test_the_last_decisions_hold_while_a_probe_fails_and_without_any_nothing_bulky_moves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Probes) -> str:
+        raise RuntimeError("probe")
+
+    known, blank = Scene(), Scene()
+    assert known.conduct.decisions().bulk == "moves"
+    with monkeypatch.context() as patch:
+        patch.setattr(Probes, "network", broken)
+        for scene in (known, blank):
+            scene.now += 3
+            scene.conduct.decisions()
+            scene.now += 3
+        assert known.conduct.grant().bulk == "moves"
+        assert blank.conduct.grant().bulk == "held"
+        assert blank.conduct.explanation()["decisions"]["bulk"]["value"] == "held"
+        assert blank.conduct.offline_s > 0
+        assert [record.getMessage() for record in caplog.records].count("conduct.not_decided") == 2
+        with pytest.raises(RuntimeError, match="probe"):
+            known.conduct.look()
+    blank.now += 3
+    assert blank.conduct.decisions().bulk == "moves"
+
+
 def test_time_offline_counts_from_the_last_answer() -> None:
     scene = Scene()
     assert scene.conduct.offline_s == 0

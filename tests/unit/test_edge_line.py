@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 from ulid import ULID
 
+from edge_runtime import line as module
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.newest import NEWEST
 from edge_runtime.line import Line
-from schemas.courier import Receipt
+from schemas.courier import Hello, Receipt
+from schemas.depot import TrustState
 from schemas.events import DownLetter, Lane
 from tests.support.outbox import Bench
+from tests.support.platform import until
 
 
 class Talk:
@@ -88,3 +92,36 @@ def test_in_a_session_a_mark_lifted_to_where_this_device_begins_is_its_own_unles
     assert talk.reports == ["outbox.new_epoch"]
     assert bench.outbox.epoch != epoch
     assert bench.all_above() == [(1, last)]
+
+
+async def test_a_hello_that_fails_as_nobody_expected_is_told_and_said_again(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELLO_AGAIN_S", 0.01)
+    said: list[Hello] = []
+    told: list[str] = []
+    premises: Any = talk.line._premises
+    premises.unexpected = lambda work, error: told.append(f"{work} {error!r}")
+    premises.clock.synchronised = lambda: True
+    state: Any = SimpleNamespace(state=lambda: TrustState(root=1))
+    talk.line.trust = state
+    monkeypatch.setattr(talk.line.states, "send_now", lambda _kind, hello: said.append(hello))
+    held, lanes = talk.inbox.newest_ids, talk.bench.outbox.lanes
+
+    def broken(*_: object) -> Any:
+        raise KeyError("torn")
+
+    monkeypatch.setattr(talk.bench.outbox, "lanes", broken)
+    hello = asyncio.create_task(talk.line._say_hello())
+    await until(lambda: bool(told), "the failure")
+    assert (told[0], said) == ("hello KeyError('torn')", [])
+    monkeypatch.setattr(talk.inbox, "newest_ids", broken)
+    monkeypatch.setattr(talk.bench.outbox, "lanes", lanes)
+    await until(lambda: bool(said), "hello without the part that fails")
+    assert said[-1].held == []
+    own = str(ULID())
+    monkeypatch.setattr(talk.inbox, "newest_ids", lambda limit: [own, *held(limit)])
+    await until(lambda: said[-1].held == [own], "the whole hello")
+    hello.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hello

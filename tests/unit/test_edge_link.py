@@ -29,11 +29,25 @@ def test_an_address_is_read() -> None:
         ("mqtts://", "expected mqtts"),
         ("mqtts://bus.example:port", "Port could not be cast"),
         ("mqtt://bus.example:1883", "plain MQTT is for 127.0.0.1 only"),
+        ("mqtts://a..b", "'a..b' is no name of a host: label empty"),
+        (f"mqtts://{'a' * 64}.example", "is no name of a host: label"),
+        ("mqtts://a\0b", "is no name of a host"),
     ],
 )
 def test_a_wrong_address_says_what_is_wrong(url, why) -> None:
     with pytest.raises(ConfigError, match=why):
         Endpoint.parse(url, None, None)
+
+
+@pytest.mark.parametrize("name", [".x", "a..b", "a\0b"])
+def test_a_wrong_name_for_the_certificate_is_refused_when_it_is_read(name) -> None:
+    with pytest.raises(ConfigError, match=r"read tls_hostname .* is no name of a host"):
+        Endpoint.parse("mqtts://bus.example", None, name)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[fe80::1%25eth0]", "10.0.0.1", "b\u00fccher.example", "bus.example."])
+def test_every_name_that_a_host_may_have_is_taken(host) -> None:
+    assert Endpoint.parse(f"mqtts://{host}", None, "b\u00fccher.example").port == 8883
 
 
 async def test_a_hello_that_fails_ends_the_conversation_loudly() -> None:

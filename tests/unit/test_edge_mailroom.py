@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -315,3 +316,77 @@ async def test_a_full_disk_confirms_nothing_and_the_next_copy_is_taken(world, mo
     world.mailroom.receive("config", raw)
     assert world.mailroom.problem is None
     assert len(world.got) == 1
+
+
+async def waiting_letters(world, number: int) -> list[str]:
+    """So many that an end left unhandled, each of its own slot; their ids as they came."""
+    world.notes.gate.clear()
+    for _ in range(number):
+        own, signer = str(ULID()), world.keys["scheduler"]
+        raw = world.letter("cancel", Cancel(job="a"), letter_id=own, slot=own, service="scheduler", signer=signer)
+        world.mailroom.receive("cancel", raw)
+    await world.dispatcher.close()
+    world.notes.gate.set()
+    return [held.id for held in world.inbox.held()]
+
+
+async def resume(world) -> None:
+    """As the next start does."""
+    again = Dispatcher(world.inbox, lambda *_: None)
+    again.register([world.notes])
+    world.mailroom = Mailroom(replace(world.mailroom._desk, dispatcher=again))
+    world.mailroom.resume()
+    await asyncio.gather(*again._tasks)
+
+
+@pytest.mark.parametrize("envelope", [None, "text", b"\xff\x00", 7])
+async def test_a_held_letter_that_is_torn_is_refused_by_name_and_the_others_go_on(world, envelope) -> None:
+    ids = await waiting_letters(world, 3)
+    with world.inbox._database.write("change a letter") as connection:
+        connection.execute("UPDATE letters SET envelope = ? WHERE id = ?", (envelope, ids[1]))
+    await resume(world)
+    assert sorted(world.notes.seen) == sorted([ids[0], ids[2]])
+    assert [report.details["letter"] for report in world.reports] == [ids[1]]
+    assert world.inbox.held() == []
+
+
+async def test_a_held_letter_whose_row_names_another_id_is_handled_once(world) -> None:
+    ids = await waiting_letters(world, 2)
+    with world.inbox._database.write("change a letter") as connection:
+        connection.execute("UPDATE letters SET id = 'torn' WHERE id = ?", (ids[0],))
+    await resume(world)
+    assert sorted(world.notes.seen) == sorted(ids)
+    assert world.inbox.held() == []
+    assert sorted(world.inbox.newest_ids(9)) == sorted(ids)
+
+
+@pytest.mark.parametrize("broken", ["handled", "held"])
+async def test_a_disk_that_takes_nothing_does_not_end_the_start(world, monkeypatch, broken) -> None:
+    ids = await waiting_letters(world, 2)
+    with world.inbox._database.write("change a letter") as connection:
+        connection.execute("UPDATE letters SET envelope = '{}' WHERE id = ?", (ids[0],))
+
+    def full(*_: Any) -> None:
+        raise OutboxError("note a handled letter: the disk is full", reason="disk_full")
+
+    monkeypatch.setattr(world.inbox, broken, full)
+    await resume(world)
+    assert world.notes.seen == ([] if broken == "held" else [ids[1]])
+    monkeypatch.undo()
+    assert [held.id for held in world.inbox.held()] == ids, "none counts as handled"
+
+
+async def test_a_held_letter_that_fails_as_nobody_expected_stops_no_other_and_stays(world, monkeypatch) -> None:
+    ids = await waiting_letters(world, 2)
+    verify, asked = world.keyring.verify, []
+
+    def broken(*of: Any) -> ServiceKey:
+        asked.append(of)
+        if len(asked) == 1:
+            raise KeyError("torn")
+        return verify(*of)
+
+    monkeypatch.setattr(world.keyring, "verify", broken)
+    await resume(world)
+    assert world.notes.seen == [ids[1]]
+    assert [held.id for held in world.inbox.held()] == [ids[0]]

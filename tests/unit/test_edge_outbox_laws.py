@@ -177,6 +177,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def every_number_is_accounted_for(self) -> None:
+        assert not self.outbox.mend(), "nothing of this version's own is taken for torn"
         with self.outbox._store.looking() as view:
             self._check(view)
 

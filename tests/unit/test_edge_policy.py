@@ -111,23 +111,26 @@ def test_what_each_class_grants(quality, window, heartbeat_s, pieces, bulk, cong
 
 
 PROFILED = {
-    "battery_save": ("battery_save", "held", 60.0, 1 << 20),
-    "thermal_throttle": ("thermal_throttle", "yields", 30.0, 1 << 20),
-    "low_ram": ("low_ram", "moves", 30.0, LOW_RAM_PIECES_BYTES),
-    "performance": ("performance", "moves", 30.0, 1 << 20),
-    "balanced": ("balanced", "moves", 30.0, 1 << 20),
+    "battery_save": [("held", 60.0, 128, 1 << 20), ("held", 75.0, 32, 64 * 1024)],
+    "thermal_throttle": [("yields", 30.0, 128, 1 << 20), ("yields", 75.0, 32, 64 * 1024)],
+    "low_ram": [("moves", 30.0, 128, LOW_RAM_PIECES_BYTES), ("yields", 75.0, 32, 64 * 1024)],
+    "performance": [("moves", 30.0, 128, 1 << 20), ("yields", 30.0, 32, 64 * 1024)],
+    "balanced": [("moves", 30.0, 128, 1 << 20), ("yields", 75.0, 32, 64 * 1024)],
 }
+"""On an excellent link, and on a poor one; no two are the same."""
+TRIPS_S = (0.01, 9.0)
 
 
-def seen(environment: dict[str, str]) -> Conditions:
-    """What the probes make of an environment, over a good link."""
+def seen(environment: dict[str, str], round_trip_s: float = TRIPS_S[0]) -> Conditions:
+    """What the probes make of an environment, over an excellent link unless the round trip says otherwise."""
     readings = DeviceReadings(EdgeSettings(), Probes(read_overrides(environment)))
     found = readings.conditions(None, 30.0, OwnerLimits())
-    return replace(found, answered=True, round_trip_s=0.01, loss_ratio=0.0)
+    return replace(found, answered=True, round_trip_s=round_trip_s, loss_ratio=0.0)
 
 
 def test_every_profile_is_tabled() -> None:
     assert set(PROFILED) == set(PROFILES)
+    assert len({tuple(each) for each in PROFILED.values()}) == len(PROFILED), "a profile that changes nothing"
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILED))
@@ -139,8 +142,32 @@ def test_every_profile_drives_the_decisions(profile) -> None:
     environment |= {} if own.temp_c is not None else {"THERMAL": calm["THERMAL"]}
     environment |= {} if own.memory_mb is not None else {"MEMORY_GB": calm["MEMORY_GB"]}
     environment |= {} if own.percent is not None else {"BATTERY": "70", "CHARGING": "no"}
-    found = decide(seen(environment | {"NETWORK_TYPE": "wifi"}))
-    assert (found.mode, found.bulk, found.heartbeat_s, found.pieces_bytes) == PROFILED[profile]
+    for round_trip_s, expected in zip(TRIPS_S, PROFILED[profile], strict=True):
+        found = decide(seen(environment | {"NETWORK_TYPE": "wifi"}, round_trip_s))
+        assert found.mode == profile
+        assert (found.bulk, found.heartbeat_s, found.window, found.pieces_bytes) == expected
+
+
+CHARGED = replace(WELL, battery_percent=100.0, charging=True, discharging=False, round_trip_s=9.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode", "bulk", "heartbeat_s"),
+    [
+        ({}, "performance", "yields", 30.0),
+        ({"round_trip_s": 1.0}, "performance", "moves", 30.0),
+        ({"battery_percent": 5.0}, "performance", "yields", 30.0),
+        ({"metered": True}, "performance", "held", 30.0),
+        ({"temp_c": 95.0}, "thermal_throttle", "yields", 75.0),
+        ({"memory_mb": 512}, "low_ram", "yields", 75.0),
+        ({"charging": False, "discharging": True}, "balanced", "yields", 75.0),
+    ],
+)
+def test_a_charger_pays_for_heartbeats_but_makes_no_line_wider(changes, mode, bulk, heartbeat_s) -> None:
+    found = decide(replace(CHARGED, **changes))
+    assert (found.mode, found.bulk, found.heartbeat_s) == (mode, bulk, heartbeat_s)
+    assert found.window == TERMS[found.quality].window
+    assert ("performance mode" in found.reasons["heartbeat_s"]) == (mode == "performance")
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,12 @@ def test_a_misspelt_setting_is_named_with_those_that_there_are(tmp_path, text, s
         load_settings(tmp_path / "edge.toml")
 
 
+def test_settings_that_are_not_utf_8_are_named(tmp_path) -> None:
+    (tmp_path / "edge.toml").write_bytes("# caf\u00e9".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"edge\.toml: not TOML: .*save it as UTF-8"):
+        load_settings(tmp_path / "edge.toml")
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (1,), (1797, 8, 8)])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_samples_are_counted_without_numpy(tmp_path, shape, save) -> None:
