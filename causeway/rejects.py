@@ -9,6 +9,7 @@ from typing import Any
 from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError as NoMessageError
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, to_json
 
 from schemas.envelope import parse
 from schemas.errors import ContractError
@@ -53,7 +54,7 @@ class RejectedLetter(Rejected):
     signed_by: list[str] = []
     """Ids of the keys that the envelope names."""
     body: Any = None
-    """The letter itself, if it is JSON."""
+    """The letter itself, if it is JSON that can be written out again."""
     raw: str
     """As it came; bytes that are not text are replaced."""
 
@@ -164,6 +165,9 @@ def _open(raw: bytes) -> tuple[bytes, list[str]]:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        found = json.loads(body)
+        # As a field of a model: halves of surrogate pairs and deep nesting are read, and cannot be written.
+        to_json({"body": found})
+    except (ValueError, RecursionError, PydanticSerializationError):
         return None
+    return found

@@ -9,8 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.client import JetStreamContext
 from nats.js.errors import NoKeysError, NotFoundError
 
 from causeway.audit.compare import Dropped, Effect, Issued, Stored
@@ -21,9 +19,8 @@ from schemas.registry import EventReport
 from schemas.topics import in_subject
 from services.kit.bus import Bus
 from services.kit.devices import OpenRecord, device_key
+from services.kit.puller import scan
 
-_BATCH = 256
-_FETCH_TIMEOUT_S = 1.0
 _WAY, _REPLAYED = "Causeway-Way", "replayed"
 
 
@@ -61,7 +58,7 @@ def waiting_letters(path: Path) -> int:
 async def read_in(bus: Bus) -> list[Stored]:
     """Every letter in IN, in its order."""
     found = []
-    async for subject, raw in read_stream(bus.js, "IN", replays=False):
+    async for subject, raw in read_stream(bus, "IN", replays=False):
         levels = subject.split(".")
         if len(levels) != 5:
             continue  # a fence of the courier, not a letter
@@ -80,7 +77,7 @@ async def read_effects(bus: Bus) -> list[Effect]:
             effects += [Effect(f"report {rollout}/{device}/{letter}", letter) for letter in turn["applied"]]
     for key, task in await _values(bus, "tasks"):
         effects += [Effect(f"result {key}", result["letter"]) for result in task["results"]]
-    async for subject, raw in read_stream(bus.js, "ROUNDS"):
+    async for subject, raw in read_stream(bus, "ROUNDS"):
         entry = json.loads(raw)
         if entry["entry"] == "accepted":
             job = subject.rsplit(".", 1)[1]
@@ -97,7 +94,7 @@ async def read_events(bus: Bus, open_record: OpenRecord, address: Address) -> li
     record = open_record((await (await bus.bucket("devices")).get(device_key(address))).value or b"", address)
     verifier = Verifier.from_base64(record.public_key)
     found = []
-    async for _, raw in read_stream(bus.js, "IN", in_subject("event", address)):
+    async for _, raw in read_stream(bus, "IN", in_subject("event", address)):
         envelope = parse(raw)
         envelope.verify({verifier.keyid: verifier})
         found.append(read_up(envelope.body, "event").data)
@@ -105,32 +102,26 @@ async def read_events(bus: Bus, open_record: OpenRecord, address: Address) -> li
 
 
 async def read_stream(
-    js: JetStreamContext, stream: str, subject: str = ">", *, replays: bool = True
+    bus: Bus, stream: str, subject: str | None = None, *, replays: bool = True
 ) -> AsyncIterator[tuple[str, bytes]]:
     """Subject and bytes of each message, from the first to what was last when the reading began.
 
     Args:
-        js: JetStream.
-        stream: its name.
+        bus: the connection.
+        stream: its name; one that is not there holds nothing.
         subject: only these messages.
         replays: also the letters that an operator had handed on once more; they were stored before.
+
+    Raises:
+        PullError: if the last was not reached though it is there: what is missing here would count as lost.
     """
     try:
-        last = (await js.stream_info(stream)).state.last_seq
+        await bus.js.stream_info(stream)
     except NotFoundError:
         return
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=30.0)
-    subscription = await js.pull_subscribe(subject, stream=stream, config=config)
-    seen = 0
-    while seen < last:
-        try:
-            batch = await subscription.fetch(_BATCH, timeout=_FETCH_TIMEOUT_S)
-        except TimeoutError:
-            return  # the rest was deleted meanwhile
-        for message in batch:
-            seen = message.metadata.sequence.stream
-            if replays or (message.headers or {}).get(_WAY) != _REPLAYED:
-                yield message.subject, message.data
+    async for message in scan(bus, stream, subject=subject):
+        if replays or (message.headers or {}).get(_WAY) != _REPLAYED:
+            yield message.subject, message.data
 
 
 async def _values(bus: Bus, bucket: str) -> list[tuple[str, dict[str, Any]]]:

@@ -220,7 +220,12 @@ def _show(found: RejectedLetter) -> None:
     if found.body is not None:
         console.print_json(data=found.body)
     else:
-        console.print(found.raw, markup=False, highlight=False, soft_wrap=True)
+        console.print(_printable(found.raw), markup=False, highlight=False, soft_wrap=True)
+
+
+def _printable(raw: str) -> str:
+    """Anybody may have sent it: the terminal must not obey escape sequences in it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in raw)
 
 
 def _report(answers: Sequence[Replayed]) -> None:

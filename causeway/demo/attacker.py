@@ -19,7 +19,7 @@ from schemas.ids import Address
 from schemas.letters import read_down, write_down
 from schemas.ota import Assign
 from schemas.topics import Channel, Topic, device_filters, parse_mqtt
-from services.kit.bus import connect
+from services.kit.bus import on_bus
 from services.kit.folder import StateFolder
 from services.kit.keys import read_letter_key
 from services.kit.service import utc_now
@@ -112,11 +112,9 @@ async def send_replayed_assignment(state: StateFolder, settings: Settings, victi
 
 
 async def _publish(state: StateFolder, settings: Settings, identity: str, topic: Topic, raw: bytes) -> None:
-    bus = await connect(state, settings, identity)
     try:
-        await bus.nc.publish(topic.subject, raw)
-        await bus.nc.flush()
+        async with on_bus(state, settings, identity) as bus:
+            await bus.nc.publish(topic.subject, raw)
+            await bus.nc.flush()
     except ContractError as error:
         raise DemoError(f"the attack could not be sent: {error}") from error
-    finally:
-        await bus.close()

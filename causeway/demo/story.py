@@ -27,7 +27,7 @@ from services.kit.api.aggregator import JobRequest, JobView
 from services.kit.api.ota import CreateRequest, RolloutView
 from services.kit.api.registry import DeviceView
 from services.kit.api.scheduler import Requires, SubmitRequest, TaskView
-from services.kit.bus import connect
+from services.kit.bus import on_bus
 from services.kit.permissions import AUDITOR
 from services.kit.records import RegistryKeys
 
@@ -220,8 +220,7 @@ async def attack(stage: Stage) -> None:
     await send_forged_assignment(stage.state, stage.settings, victim, stage.spy.assignments[-1])
     await send_replayed_assignment(stage.state, stage.settings, victim, stored)
     keys = RegistryKeys(stage.state)
-    bus = await connect(stage.state, stage.settings, AUDITOR)
-    try:
+    async with on_bus(stage.state, stage.settings, AUDITOR) as bus:
 
         async def answered() -> bool:
             told = await read_events(bus, keys.open_record, victim)
@@ -233,8 +232,6 @@ async def attack(stage: Stage) -> None:
             return None not in {refused.tampered, refused.forged, refused.replayed}
 
         await stage.until(answered, "signed reports of three refusals", TIMEOUT_S)
-    finally:
-        await bus.close()
     refused = stage.report.refused
     stage.say(f"  {victim}: piece {refused.tampered}, forged {refused.forged}, old assignment {refused.replayed}")
 

@@ -24,7 +24,7 @@ max_payload: 1MB
 max_control_line: 64KB
 max_connections: 70000
 # Of 10,000 devices that return at one moment the last is served after 10 s or more. Whoever is sent away before shakes
-# hands again, and the queue only grows; so this and the time for TLS are longer than the 30 s that a device waits.
+# hands again, and the queue only grows; so this and the time for TLS are longer than the 45 s that a device waits.
 authorization {{ timeout: 60 }}
 pid_file: "{pid}"
 # No log_file: what it writes names client ids, so it goes to standard error, and `causeway up` takes them out.

@@ -55,6 +55,7 @@ class SimulatedDevice:
             on_answered=lambda: None,
             on_piece=_ignore_piece,
             report=_log_report,
+            unexpected=_log_unexpected,
         )
         self._line: Line | None = None
         self._work: asyncio.Task[None] | None = None
@@ -143,3 +144,7 @@ def _ignore_piece(_raw: bytes) -> None:
 
 def _log_report(event: EventReport) -> None:
     log.warning(event.name, reason=event.reason, message=event.message)
+
+
+def _log_unexpected(work: str, error: Exception) -> None:
+    log.unexpected("device.unexpected", error, work=work)

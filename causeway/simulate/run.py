@@ -26,12 +26,11 @@ from schemas.depot import TrustState
 from schemas.envelope import parse
 from schemas.topics import in_pattern
 from services.kit import rpc
-from services.kit.bus import Bus, connect
+from services.kit.bus import Bus, on_bus
 from services.kit.errors import PlatformError
 from services.kit.folder import StateFolder
 from services.kit.permissions import AUDITOR, OPERATOR
 from services.kit.puller import scan, stored_s
-from services.kit.settings import Settings
 from services.kit.streams import IN
 
 SERVICES = ("registry", "depot", "courier")
@@ -111,14 +110,14 @@ async def simulate(scenario: Scenario, progress: Progress) -> Outcome:
             await supervisor.start(progress)
             progress(f"enrolling {scenario.devices} devices")
             people = make_people(state, settings, scenario.devices)
-            async with _on_bus(state, settings, "registry") as bus:
+            async with on_bus(state, settings, "registry") as bus:
                 await enrol(bus, state, [record for _, record in people])
-            async with _on_bus(state, settings, OPERATOR) as bus:
+            async with on_bus(state, settings, OPERATOR) as bus:
                 head = TrustState.model_validate((await rpc.call(bus, "depot", "trust"))["head"])
             schedules = schedule(scenario, [identity for identity, _ in people], root / "devices")
             trust = trust_of(state, head).write().decode()
             begun, written = await _play(scenario, schedules, trust, state.logs, progress)
-            async with _on_bus(state, settings, AUDITOR) as bus:
+            async with on_bus(state, settings, AUDITOR) as bus:
                 arrivals = await _arrivals(bus)
         finally:
             await supervisor.stop()
@@ -262,12 +261,3 @@ async def _arrivals(bus: Bus) -> list[tuple[str, float]]:
         (json.loads(parse(message.data).body)["id"], stored_s(message))
         async for message in scan(bus, IN.name, subject=in_pattern("sample"))
     ]
-
-
-@asynccontextmanager
-async def _on_bus(state: StateFolder, settings: Settings, user: str) -> AsyncIterator[Bus]:
-    bus = await connect(state, settings, user)
-    try:
-        yield bus
-    finally:
-        await bus.close()

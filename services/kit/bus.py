@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
@@ -196,6 +197,16 @@ async def connect(state: StateFolder, settings: Settings, user: str) -> Bus:
             "is the platform up? start it with `causeway up`"
         ) from error
     return bus
+
+
+@asynccontextmanager
+async def on_bus(state: StateFolder, settings: Settings, user: str) -> AsyncIterator[Bus]:
+    """A connection with the credentials of `user` that is closed when the block ends; raises as `connect` does."""
+    bus = await connect(state, settings, user)
+    try:
+        yield bus
+    finally:
+        await bus.close()
 
 
 async def wait_for(probe: Callable[[], Awaitable[T]], what: str, timeout_s: float = 30.0) -> T:

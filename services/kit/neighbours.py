@@ -64,7 +64,7 @@ class NeighboursAuthority:
             .not_valid_before(datetime.fromtimestamp(lease.begins, UTC))
             .not_valid_after(datetime.fromtimestamp(lease.ends, UTC))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(sign_certificates=False), critical=True)
+            .add_extension(key_usage(sign_certificates=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
@@ -91,7 +91,7 @@ def write_neighbours_authority(state: StateFolder, now: datetime) -> None:
         .not_valid_before(now - _BACKDATE)
         .not_valid_after(now + CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(sign_certificates=True), critical=True)
+        .add_extension(key_usage(sign_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, None)
     )
@@ -126,7 +126,8 @@ def open_neighbours_authority(state: StateFolder, platform: str, now: datetime) 
     return NeighboursAuthority(platform, key, ca_pem)
 
 
-def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+def key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    """What a key may do: sign certificates, or shake hands."""
     return x509.KeyUsage(
         digital_signature=not sign_certificates,
         content_commitment=False,

@@ -29,6 +29,7 @@ from services.kit.streams import ensure_owned
 
 log = structlog.get_logger()
 
+HEARD_WITHIN_S = 2.0
 HEARD_AGAIN_S = 0.25
 
 Wire = Callable[["Service"], Awaitable[None]]
@@ -121,10 +122,11 @@ class Service:
             await self._close(health)
 
     async def _be_heard(self) -> None:
-        # Until the server has taken the subscriptions, a request finds no responder.
+        # Until the server has taken the subscriptions, a request finds no responder. An answer says that it has.
+        # Not by `flush`: after one that timed out, a late pong ends the connection's reader in silence.
         while True:
             try:
-                await self.bus.nc.flush()
+                await self.bus.nc.request("$JS.API.INFO", timeout=HEARD_WITHIN_S)
                 break
             except (NatsError, TimeoutError) as error:
                 log.warning("service.not_heard", error=repr(error))

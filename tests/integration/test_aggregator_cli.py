@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from causeway.cli.train import app
 from services.kit.errors import UnreachableError
-from tests.support.learning_world import World, until
-from tests.support.platform import LivePlatform
+from tests.support.learning_world import World
+from tests.support.platform import LivePlatform, until
 
 
 async def typed(live: LivePlatform, *arguments: str) -> Result:

@@ -26,8 +26,8 @@ from services.kit.api.aggregator import JobName, JobRequest, JobView
 from services.kit.bus import connect
 from services.kit.errors import NotFoundError, PlatformError, RefusedError
 from services.kit.streams import ensure_owned
-from tests.support.learning_world import JOB, World, until
-from tests.support.platform import LivePlatform
+from tests.support.learning_world import JOB, World
+from tests.support.platform import LivePlatform, until
 
 
 @pytest.fixture

@@ -210,6 +210,7 @@ def test_a_release_is_taken_along_piece_by_piece_and_only_once(
 ) -> None:
     publish(world, tmp_path)
     stick = tmp_path / "stick"
+    stick.mkdir()
     report = bundle(world, "export", stick, "--device", away.name, "--release", "scale@1.0.0")
     model = next(a for a in report["artifacts"] if a["sha256"] == hashlib.sha256(scale_model(2.0)).hexdigest())
     assert model["copied"] == model["pieces"]
@@ -290,6 +291,7 @@ def recipe_of(lying: dict[str, Path], model: dict[str, Any]) -> bytes:
     ("code", "told", "words"),
     [
         (2, "is the stick mounted", ("import", "OUT/nothing")),
+        (2, "is the stick mounted", ("export", "OUT/nothing", "--all")),
         (2, "--device", ("export", "OUT")),
         (2, "not both", ("export", "OUT", "--device", "a", "--all")),
         (2, "not an identifier", ("export", "OUT", "--device", "a.b")),
@@ -328,7 +330,8 @@ def test_files_are_listed_in_the_order_of_their_making(tmp_path: Path) -> None:
     first, second = sorted(str(ULID()) for _ in range(2))
     for name in (f"{second}.0", f"{first}.10", f"{first}.2", "x.0", f"{first}.2.bundle.tmp"):
         (up / f"{name}.bundle").write_bytes(b"")
-    found = BundleFolder(tmp_path).up()
+    found, left = BundleFolder(tmp_path).up()
+    assert left == 0
     assert [(file.bundle, file.index) for files in found.values() for file in files] == [
         (first, 2),
         (first, 10),

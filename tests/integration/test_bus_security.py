@@ -27,8 +27,8 @@ from services.kit.credentials import NKey, Permissions, UserClaims, creds_text, 
 from services.kit.folder import StateFolder
 from services.kit.permissions import auditor_permissions, operator_permissions, service_permissions
 from services.kit.settings import BusSettings
-from tests.support.platform import LivePlatform, eventually
-from tests.support.registry import Link, Pass, Thing, World, admit, until
+from tests.support.platform import LivePlatform, eventually, until
+from tests.support.registry import Link, Pass, Thing, World, admit
 from tests.support.subjects import covers
 
 BAD_CREDENTIAL = 5

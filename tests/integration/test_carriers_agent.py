@@ -24,7 +24,7 @@ from schemas.bundles import CarriedLetter, Contents, Parcel, read_parcel
 from schemas.letters import write_down
 from schemas.registry import EventReport, Twin
 from tests.support.carriers import Realm, Traveller, letters_of
-from tests.support.neighbours import until
+from tests.support.platform import until
 
 
 class Remote:

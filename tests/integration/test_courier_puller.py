@@ -21,6 +21,8 @@ from tests.support.platform import LivePlatform
 
 SUBJECT = "cw.in.event.home.cam-1"
 CONSUMER = "reader"
+LIMIT_S = 10
+"""Of what takes less than a second."""
 
 
 @asynccontextmanager
@@ -77,10 +79,10 @@ async def test_requests_that_expire_while_messages_come_do_not_stall(live: LiveP
         while (now := loop.time()) < begun + 3:
             await bus.nc.publish(SUBJECT, b"{}")
             sent += 1
-            if await puller.take(1_000, 0.02):
-                longest, heard, taken = max(longest, now - heard), now, taken + 1
-        assert longest < 2.5  # with the fault it is 4 s
-        assert taken > 50
+            if batch := await puller.take(1_000, 0.02):
+                longest, heard, taken = max(longest, now - heard), now, taken + len(batch)
+        assert max(longest, loop.time() - heard) < 2  # without renewal nothing comes any more after the first such one
+        assert taken >= 0.9 * sent > 50
 
 
 async def test_a_lost_request_is_followed_by_the_next(live: LivePlatform) -> None:
@@ -89,7 +91,7 @@ async def test_a_lost_request_is_followed_by_the_next(live: LivePlatform) -> Non
         puller = Puller(cast("Client", lossy), IN.name, CONSUMER)
         await puller.open()
         await bus.nc.publish(SUBJECT, b"{}")
-        async with asyncio.timeout(GRACE_S):
+        async with asyncio.timeout(LIMIT_S):
             [message] = await puller.take(10, 1.0)
         assert (message.subject, lossy.lost) == (SUBJECT, 1)
 
@@ -100,7 +102,7 @@ async def test_lost_statuses_stall_nothing(live: LivePlatform) -> None:
         puller = Puller(cast("Client", lossy), IN.name, CONSUMER)
         await puller.open()
         taking = asyncio.create_task(puller.take(10, 0.5))
-        async with asyncio.timeout(GRACE_S):
+        async with asyncio.timeout(LIMIT_S):
             while not lossy.lost:
                 await bus.nc.flush()
             await bus.nc.publish(SUBJECT, b"{}")

@@ -152,6 +152,24 @@ def test_state_is_not_replayed_and_options_that_contradict_are_refused(live: Liv
     cam.close()
 
 
+def test_what_can_be_read_and_not_written_again_is_listed_and_shown_as_it_came(live: LivePlatform) -> None:
+    cam = RawDevice(live, "cam-1")
+    enrol(live, cam)
+    live.start_service("courier")
+    cam.connect()
+    deep = b"[" * 300 + b"]" * 300
+    sent = [b'{"id":"\\ud800"}', b'{"id":"1","x":"\\ud800"}', deep, b"\x1b[2J", b"\xff"]
+    for raw in sent:
+        cam.put("event", raw)
+    assert [each["letter"] for each in rejected(live, len(sent))] == [None] * len(sent)
+    for number, raw in enumerate(sent, 1):
+        shown = cli_json(live, "letters", "show", str(number))
+        assert (shown["body"], shown["raw"]) == (None, raw.decode(errors="backslashreplace"))
+        # An escape sequence would be obeyed by the operator's terminal.
+        assert shown["raw"].replace("\x1b", r"\x1b") in cli(live, "letters", "show", str(number))
+    cam.close()
+
+
 def test_a_letter_of_an_epoch_that_was_left_is_replayed_without_a_suspicion_of_a_clone(live: LivePlatform) -> None:
     cam = speaking(live)
     enrol(live, cam, standing="revoked")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
 from schemas.registry import Twin
-from tests.support.courier_world import ids, letters, post
+from schemas.topics import in_subject
+from services.kit.bus import Bus
+from tests.support.courier_world import ids, letters, post, start_standby
 from tests.support.platform import LivePlatform, eventually
-from tests.support.raw_device import RawDevice, enrol
+from tests.support.raw_device import RawDevice, enrol, in_bus
 
 STANDBY = "courier-2"
+BOUND_S = 5.0
+"""From the end of a courier to the first letter that its standby stores."""
 
 
 @pytest.fixture
@@ -25,13 +28,7 @@ def device(live: LivePlatform, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawD
     cam = RawDevice(live, "cam-1")
     enrol(live, cam)
     live.start_service("courier")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("CAUSEWAY_HTTP__HEALTH_PORTS", json.dumps({"courier": port}))
-    live.settings.http.health_ports[STANDBY] = port
-    live._spawn(STANDBY, [sys.executable, "-m", "services.courier", "--state", str(live.state.root)])
-    eventually(lambda: live._ready(STANDBY, port), "the standby to be ready")
+    start_standby(live, monkeypatch, STANDBY)
     cam.connect()
     cam.greet()
     yield cam
@@ -40,6 +37,17 @@ def device(live: LivePlatform, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawD
 
 def standby_active(live: LivePlatform) -> bool:
     return "causeway_courier_active 1.0" in live.metrics(STANDBY)
+
+
+def last_stored(device: RawDevice) -> float:
+    """When IN took the device's newest letter, by the server's own word."""
+
+    async def look(bus: Bus) -> datetime | None:
+        return (await bus.js.get_last_msg("IN", in_subject("event", device.address))).time
+
+    time_ = in_bus(device.live, "courier", look)
+    assert time_ is not None
+    return time_.timestamp()
 
 
 def first_receipt(device: RawDevice, begun: float, what: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,11 +62,10 @@ def first_receipt(device: RawDevice, begun: float, what: str, capsys: pytest.Cap
         return device.marks().get("normal", 0) >= sequence
 
     eventually(receipted, "a receipt by the standby")
-    took_s = time.monotonic() - begun
+    heard_s, stored_s = time.time() - begun, last_stored(device) - begun
     with capsys.disabled():
-        sys.stdout.write(f"\ncourier {what}: first receipt of a new letter after {took_s:.2f} s\n")
-    # 5 s is the aim; a machine that runs other tests beside has twice that.
-    assert took_s < 10
+        sys.stdout.write(f"\ncourier {what}: new letter stored after {stored_s:.2f} s, receipt after {heard_s:.2f} s\n")
+    assert 0 < stored_s < BOUND_S
 
 
 def test_a_standby_takes_over_from_a_killed_courier(
@@ -68,7 +75,7 @@ def test_a_standby_takes_over_from_a_killed_courier(
     for _ in range(200):
         device.send()
     [early] = post(live, device, "config", Twin(heartbeat_s=10), slot="-")
-    begun = time.monotonic()
+    begun = time.time()
     live.kill("courier")
     first_receipt(device, begun, "killed", capsys)
     assert standby_active(live)
@@ -86,7 +93,7 @@ def test_a_courier_that_slept_finds_its_chain_broken_and_ends(
         device.send()
     device.settle()
     sleeper = live.processes["courier"]
-    begun = time.monotonic()
+    begun = time.time()
     sleeper.send_signal(signal.SIGSTOP)
     first_receipt(device, begun, "frozen", capsys)
     for _ in range(99):

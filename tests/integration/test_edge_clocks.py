@@ -15,9 +15,10 @@ from edge_runtime.agent import Agent
 from edge_runtime.settings import load_settings
 from schemas.events import Untyped
 from schemas.registry import Twin
-from tests.integration.test_edge_letters import letters_in, post
+from tests.integration.test_edge_letters import letters_in
+from tests.support.courier_world import post
 from tests.support.edge import EdgeProcess
-from tests.support.platform import LivePlatform, eventually
+from tests.support.platform import LivePlatform, eventually, until
 
 YEAR_S = 365.25 * 86_400
 TO_1970, TO_2040 = -time.time() + 3_600, 14 * YEAR_S
@@ -34,10 +35,8 @@ class Clock:
 
 
 @pytest.fixture
-def device(live: LivePlatform, tmp_path: Path) -> EdgeProcess:
-    for service in ("depot", "registry", "courier"):
-        live.start_service(service)
-    return EdgeProcess.make(tmp_path / "device", "cam-1").admit(live)
+def device(platform: LivePlatform, tmp_path: Path) -> EdgeProcess:
+    return EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform)
 
 
 @asynccontextmanager
@@ -46,8 +45,9 @@ async def running(device: EdgeProcess, clock: Callable[[], float]) -> AsyncItera
     agent = Agent(load_settings(device.folder / "edge.toml"), clock=clock, synchronised=lambda: False)
     started = asyncio.Event()
     work = asyncio.create_task(agent.run(started.set))
-    await started.wait()
     try:
+        await until(lambda: started.is_set() or work.done(), "the agent to start")
+        assert started.is_set(), "the agent ended before it had started"
         yield agent
     finally:
         agent.stop()
@@ -72,7 +72,7 @@ async def test_letters_pass_both_ways_whatever_the_clock_says_and_however_it_jum
             clock.shift_s = shift
             agent.send("sample", Untyped(number=turn))
             wish = Twin(heartbeat_s=100 + turn)
-            letter = await asyncio.to_thread(post, live, device.address, "config", wish, "-", 1_000 + turn)
+            [letter] = await asyncio.to_thread(post, live, device, "config", wish, slot="-", revision=1_000 + turn)
             await settle(lambda n=turn: receipted(device) == n + 1, f"the receipt of letter {turn}")
             handled = f"SELECT 1 FROM letters WHERE id = '{letter}' AND state = 'handled'"
             await settle(lambda query=handled: device.rows(query, "inbox.db"), f"config {turn} to be handled")

@@ -19,13 +19,6 @@ from tests.support.platform import LivePlatform, eventually
 
 
 @pytest.fixture
-def platform(live: LivePlatform) -> LivePlatform:
-    for service in ("depot", "registry", "courier"):
-        live.start_service(service)
-    return live
-
-
-@pytest.fixture
 def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
     """An enrolled device with three letters in IN, at rest."""
     with EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform) as made:

@@ -13,24 +13,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from ulid import ULID
 
 from causeway.platform.init import InitOptions
 from edge_runtime.sdk import EdgeDevice
 from schemas.registry import EventReport, Twin
-from services.kit.bus import Bus
-from services.kit.keys import read_letter_key
-from services.kit.mailbox import Draft, Mailbox
 from tests.integration.test_depot_pieces import register
-from tests.support.courier_world import letters
+from tests.support.courier_world import letters, post
 from tests.support.edge import EdgeProcess, show
 from tests.support.netns import Net, Port, Shape, unavailable
 from tests.support.platform import LivePlatform, eventually
-from tests.support.raw_device import in_bus
 
 WHY_NOT = unavailable()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -88,16 +82,8 @@ class Ship:
 
     def down_s(self, revision: int, limit_s: float) -> float:
         """Seconds from a letter in the mailbox to the device's disk."""
-        letter_id, began = str(ULID()), time.monotonic()
-        key = read_letter_key(self.live.state.service_key("registry"))
-
-        async def post(bus: Bus) -> None:
-            box = Mailbox(bus.js, "registry", self.live.settings.platform, key.signer, key.generation)
-            now = datetime.now(UTC)
-            twin, expires = Twin(heartbeat_s=5), now + timedelta(hours=1)
-            await box.post(Draft("config", self.device.address, twin, letter_id, "-", revision, expires), now)
-
-        in_bus(self.live, "registry", post)
+        began = time.monotonic()
+        [letter_id] = post(self.live, self.device, "config", Twin(heartbeat_s=5), slot="-", revision=revision)
         query = f"SELECT 1 FROM letters WHERE id = '{letter_id}'"
         eventually(lambda: self.device.rows(query, "inbox.db"), "a letter down", limit_s)
         return time.monotonic() - began
@@ -119,8 +105,7 @@ def ship(tmp_path: Path) -> Iterator[Ship]:
         office = harbour.plug(net.here)
         live = LivePlatform.start(tmp_path / "state", InitOptions(host=office.address, free_ports=True))
         stack.callback(live.stop)
-        for service in ("depot", "registry", "courier"):
-            live.start_service(service)
+        live.start_services("depot", "registry", "courier")
         device = EdgeProcess.make(tmp_path / "device", "ship-1")
         settings = device.folder / "edge.toml"
         settings.write_text(settings.read_text().replace("heartbeat_s = 0.5", "heartbeat_s = 2"))

@@ -19,13 +19,6 @@ LIMITS = "[outbox]\nmax_letters = 100\n"
 
 
 @pytest.fixture
-def platform(live: LivePlatform) -> LivePlatform:
-    for service in ("depot", "registry", "courier"):
-        live.start_service(service)
-    return live
-
-
-@pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")

@@ -13,8 +13,8 @@ import pytest
 from services.kit import rpc
 from services.kit.api.scheduler import SubmitRequest
 from services.kit.bus import connect
-from tests.support.fleet import StandInFleet, until
-from tests.support.platform import LivePlatform
+from tests.support.fleet import StandInFleet
+from tests.support.platform import LivePlatform, until
 
 
 @pytest.fixture

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import pytest
+from nats.aio.msg import Msg
+from structlog.testing import capture_logs
 
 from schemas.envelope import Signer, seal
 from schemas.errors import EnvelopeError
@@ -18,10 +21,9 @@ from services.kit.folder import write_private
 from services.kit.records import RegistryKeys, seal_record
 from services.kit.service import Service
 from services.kit.streams import ensure_owned
-from tests.support.platform import LivePlatform
+from tests.support.platform import LivePlatform, until
 from tests.support.raw_device import RawDevice
 from tests.support.records import put_records, registry_signer
-from tests.support.registry import until
 
 LIMIT_S = 20
 REASONS = {"bad_envelope": 3, "unknown_key": 1, "wrong_source": 2, "replayed": 1, "bad_identifier": 1}
@@ -65,6 +67,41 @@ async def test_a_recovery_that_breaks_ends_its_service(live: LivePlatform) -> No
 
     with pytest.raises(ValueError, match="nobody foresaw this"):
         await serve(live, wire)
+
+
+async def test_a_service_that_waited_for_a_frozen_server_is_heard_once_it_says_that_it_is_ready(
+    live: LivePlatform,
+) -> None:
+    server = live.processes["nats-server"]
+    answers: list[bytes] = []
+
+    async def answer(message: Msg) -> None:
+        await message.respond(b"heard")
+
+    async def ask(service: Service, logged: Sequence[Mapping[str, object]]) -> None:
+        try:
+            await until(
+                lambda: any(line["event"] == "service.not_heard" for line in logged), "the service to wait in vain"
+            )
+        finally:
+            server.send_signal(signal.SIGCONT)
+        await until(lambda: not service.waiting_for(), "the service to be ready")
+        operator = await connect(live.state, live.settings, "operator")
+        try:
+            answers.append((await operator.nc.request("cw.rpc.gateway.hear", timeout=5)).data)
+        finally:
+            await operator.close()
+        signal.raise_signal(signal.SIGTERM)
+
+    with capture_logs() as logged:
+
+        async def wire(service: Service) -> None:
+            await service.bus.nc.subscribe("cw.rpc.gateway.hear", cb=answer)
+            server.send_signal(signal.SIGSTOP)
+            service.spawn(ask(service, logged), "ask")
+
+        await serve(live, wire)
+    assert answers == [b"heard"]
 
 
 async def write(bus: Bus, key: str, value: bytes) -> None:

@@ -11,12 +11,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from nats.js.errors import NotFoundError
-from ulid import ULID
 
 from causeway.platform.init import InitOptions
 from edge_runtime.sdk import EdgeDevice
@@ -25,8 +23,7 @@ from schemas.letters import read_up
 from schemas.registry import Twin
 from schemas.topics import in_subject
 from services.kit.bus import Bus
-from services.kit.keys import read_letter_key
-from services.kit.mailbox import Draft, Mailbox
+from tests.support.courier_world import post
 from tests.support.edge import EdgeProcess
 from tests.support.netns import Machine, Net, Switch, unavailable
 from tests.support.platform import LivePlatform, eventually
@@ -58,8 +55,7 @@ def quay(tmp_path: Path) -> Iterator[Quay]:
         office = harbour.plug(net.here)
         live = LivePlatform.start(tmp_path / "state", InitOptions(host=office.address, free_ports=True))
         stack.callback(live.stop)
-        for service in ("depot", "registry", "courier"):
-            live.start_service(service)
+        live.start_services("depot", "registry", "courier")
         machines = {name: net.machine(name) for name in ("ann", "bob")}
         devices = {}
         for name, machine in machines.items():
@@ -86,20 +82,6 @@ def numbers_in(live: LivePlatform, device: EdgeProcess) -> list[int]:
         return found
 
     return in_bus(live, "auditor", read)
-
-
-def post_twin(live: LivePlatform, device: EdgeProcess) -> str:
-    """A letter for the device into its mailbox."""
-    letter_id, key = str(ULID()), read_letter_key(live.state.service_key("registry"))
-
-    async def send(bus: Bus) -> None:
-        box = Mailbox(bus.js, "registry", live.settings.platform, key.signer, key.generation)
-        now = datetime.now(UTC)
-        data, revision = Twin(heartbeat_s=77), 1_000
-        await box.post(Draft("config", device.address, data, letter_id, "-", revision, now + timedelta(hours=1)), now)
-
-    in_bus(live, "registry", send)
-    return letter_id
 
 
 def mailbox_of(live: LivePlatform, device: EdgeProcess) -> int:
@@ -139,7 +121,7 @@ def write(device: EdgeProcess, numbers: range) -> None:
 def test_letters_receipts_and_mail_travel_through_a_neighbour(quay: Quay) -> None:
     live, ann, bob = quay.live, quay.ann, quay.bob
     write(ann, range(LETTERS))
-    mail = post_twin(live, ann)
+    [mail] = post(live, ann, "config", Twin(heartbeat_s=77), slot="-", revision=1_000)
     ann.start()
     bob.start()
     try:

@@ -32,10 +32,10 @@ def test_devices_of_one_platform_find_each_other_on_a_lan(tmp_path: Path) -> Non
             others = [f"home/{other}" for other in ("ann", "bob", "cid") if other != name]
             eventually(lambda name=name, others=others: devices[name].status().get("met") == others, f"{name} to meet")
             assert devices[name].status()["in_sight"] == others
+        ignored = lambda: devices["eve"].status().get("announcements_ignored", {}).get("other_platform", 0)
+        eventually(lambda: ignored() >= 3, "eve to hear of them")
         assert devices["eve"].status()["met"] == []
         assert devices["eve"].status()["refusals"] == {}, "whose platform is not ours is not even called"
-        ignored = lambda: devices["eve"].status()["announcements_ignored"].get("other_platform", 0)
-        eventually(lambda: ignored() >= 3, "eve to hear of them")
 
         devices["cid"].process.kill()
         for name, other in (("ann", "bob"), ("bob", "ann")):

@@ -8,6 +8,7 @@ import ipaddress
 import socket
 import ssl
 import struct
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +25,8 @@ from edge_runtime.carriers.port import MAX_FRAME_BYTES
 from edge_runtime.carriers.reception import MAX_GUESTS, MAX_UNPROVEN_PER_HOST
 from edge_runtime.identity import Identity
 from schemas.neighbours import LENGTH
-from tests.support.neighbours import ENDS, NOW, Host, Tale, authority, device, until
+from tests.support.neighbours import ENDS, NOW, Host, Tale, authority, device
+from tests.support.platform import until
 
 PLATFORM = str(ULID())
 
@@ -73,22 +75,18 @@ async def test_news_bring_the_next_meeting_long_before_its_time(pair) -> None:
 
 
 async def test_both_may_call_and_one_meeting_comes_of_it(pair) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    async with Host(pair[1], port) as bob:
-        ann = Host(pair[0], bob.neighbours.port)
-        ann.neighbours._settings = ann.neighbours._settings.model_copy(update={"port": port})
-        async with ann:
-            await until(lambda: ann.neighbours.meetings and bob.neighbours.meetings, "a meeting")
-            for _ in range(3):
-                ann.neighbours._contacts.news(float("-inf"))
-                ann.neighbours.wake()
-                bob.neighbours.wake()
-                before = ann.neighbours.meetings
-                await until(lambda before=before: ann.neighbours.meetings > before, "another one")
-            assert set(ann.refusals) <= {"busy", "lost"}, ann.refusals
-            assert set(bob.refusals) <= {"busy", "lost"}, bob.refusals
+    async with Host(pair[1]) as bob, Host(pair[0], bob.neighbours.port) as ann:
+        to_ann = (("127.0.0.1", ann.neighbours.port),)
+        bob.neighbours._contacts.sight("ann", to_ann, None, time.monotonic(), fixed=True)
+        await until(lambda: ann.neighbours.meetings and bob.neighbours.meetings, "a meeting")
+        for _ in range(3):
+            ann.neighbours._contacts.news(float("-inf"))
+            ann.neighbours.wake()
+            bob.neighbours.wake()
+            before = ann.neighbours.meetings
+            await until(lambda before=before: ann.neighbours.meetings > before, "another one")
+        assert set(ann.refusals) <= {"busy", "lost"}, ann.refusals
+        assert set(bob.refusals) <= {"busy", "lost"}, bob.refusals
 
 
 async def test_of_two_calls_at_once_the_same_one_counts_on_both_sides(pair) -> None:
@@ -377,3 +375,11 @@ async def test_a_taken_port_is_a_problem_that_says_what_to_do(pair) -> None:
         assert "set another `port` in [neighbours]" in problem
         task.cancel()
         await asyncio.wait({task})
+
+
+async def test_whoever_was_announced_is_not_in_sight_of_a_transport_that_ended(pair) -> None:
+    async with Host(pair[0]) as ann:
+        places = (("127.0.0.1", 1),)
+        ann.neighbours._contacts.sight("bob._causeway", places, pair[1].address, 0.0, fixed=False)
+        assert list(ann.neighbours.in_sight()) == [pair[1].address]
+    assert list(ann.neighbours.in_sight()) == []

@@ -21,8 +21,7 @@ from services.kit.bus import Bus, connect
 from services.kit.errors import NotFoundError, RefusedError
 from services.kit.rpc import Nothing
 from tests.support.fleet import StandInFleet
-from tests.support.platform import LivePlatform
-from tests.support.registry import until
+from tests.support.platform import LivePlatform, until
 
 RIGHT = "a" * 64
 RELEASE = ReleaseView(

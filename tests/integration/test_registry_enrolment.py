@@ -15,8 +15,8 @@ from services.kit.credentials import decode_jwt
 from services.kit.errors import NotFoundError
 from services.kit.keys import read_letter_key
 from services.registry.enrolment import answer_id
-from tests.support.platform import LivePlatform
-from tests.support.registry import FLOORS, Thing, World, until
+from tests.support.platform import LivePlatform, until
+from tests.support.registry import FLOORS, Thing, World
 
 
 async def test_a_token_and_a_proof_make_a_device(live: LivePlatform) -> None:

@@ -17,8 +17,8 @@ from services.kit.puller import scan
 from services.kit.records import RECORD_TYPE
 from services.kit.streams import EVENTS
 from tests.support.dying_registry import DEAD, start_dying_registry
-from tests.support.platform import LivePlatform
-from tests.support.registry import Link, Thing, World, until
+from tests.support.platform import LivePlatform, until
+from tests.support.registry import Link, Thing, World
 
 
 async def enrol(world: World, thing: Thing) -> None:
@@ -59,8 +59,9 @@ async def settled(world: World, thing: Thing) -> bool:
 
 
 async def die(world: World) -> None:
-    process = world.live.processes.pop("registry")
-    assert await asyncio.to_thread(process.wait, 10) == DEAD
+    # It stays the platform's to end until it has ended.
+    assert await asyncio.to_thread(world.live.processes["registry"].wait, 10) == DEAD
+    del world.live.processes["registry"]
 
 
 @pytest.mark.parametrize(

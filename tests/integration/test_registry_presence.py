@@ -14,8 +14,8 @@ from schemas.registry import Gone, Heartbeat, OutboxState, Welcome
 from schemas.topics import Channel, Topic
 from services.kit.errors import UnreachableError
 from services.kit.records import RegistryKeys
-from tests.support.platform import LivePlatform
-from tests.support.registry import Link, Thing, World, until
+from tests.support.platform import LivePlatform, until
+from tests.support.registry import Link, Thing, World
 
 
 class Talker:

@@ -28,8 +28,7 @@ min_battery_percent = 50
 
 @pytest.fixture
 def platform(live: LivePlatform) -> LivePlatform:
-    for service in ("registry", "courier", "depot", "scheduler"):
-        live.start_service(service)
+    live.start_services("registry", "courier", "depot", "scheduler")
     return live
 
 

@@ -16,8 +16,8 @@ from services.kit.api.scheduler import Requires, SubmitRequest, TaskListRequest,
 from services.kit.bus import Bus, connect
 from services.kit.errors import NotFoundError, RefusedError
 from services.scheduler.leases import TaskRecord
-from tests.support.fleet import StandInDevice, StandInFleet, until
-from tests.support.platform import LivePlatform
+from tests.support.fleet import StandInDevice, StandInFleet
+from tests.support.platform import LivePlatform, until
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from services.kit.records import RegistryKeys, seal_record
 from services.kit.rejects import REJECTED
 from services.kit.streams import ensure_owned
 from services.registry.tokens import TokenRecord
-from tests.support.platform import LivePlatform
-from tests.support.registry import Thing, World, until
+from tests.support.platform import LivePlatform, until
+from tests.support.registry import Thing, World
 
 WAIT_S = 0.5
 LETTERS = 3
@@ -91,7 +91,7 @@ async def test_the_auditor_still_reads_every_letter(live: LivePlatform) -> None:
         await ensure_owned(courier.js, "courier")
         await courier.js.publish("cw.in.report.home.cam-1", b"letter")
         async with asyncio.timeout(10):
-            found = [raw async for _, raw in read_stream(auditor.js, "IN")]
+            found = [raw async for _, raw in read_stream(auditor, "IN")]
         assert found == [b"letter"]
     finally:
         await courier.close()

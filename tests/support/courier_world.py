@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -18,6 +18,7 @@ from services.kit.bus import Bus
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox
 from services.kit.puller import scan
+from tests.support.edge import EdgeProcess
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, enrol, in_bus
 
@@ -61,12 +62,10 @@ def speaking(live: LivePlatform, name: str = "cam-1") -> RawDevice:
 
 def start_standby(live: LivePlatform, monkeypatch: pytest.MonkeyPatch, name: str = "courier-2") -> None:
     """Start a second courier, which is ready as a standby when this returns."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("CAUSEWAY_HTTP__HEALTH_PORTS", json.dumps({"courier": port}))
-    live.settings.http.health_ports[name] = port
+    monkeypatch.setenv("CAUSEWAY_HTTP__HEALTH_PORTS", json.dumps({"courier": 0}))
     live._spawn(name, [sys.executable, "-m", "services.courier", "--state", str(live.state.root)])
+    started = lambda: re.search(r'"health_port": (\d+), "event": "service.started"', live.log(name))
+    port = live.settings.http.health_ports[name] = int(eventually(started, "the standby to start")[1])
     eventually(lambda: live._ready(name, port), "the standby to be ready")
 
 
@@ -78,23 +77,24 @@ def counter(live: LivePlatform, name: str) -> float:
 
 def post(
     live: LivePlatform,
-    device: RawDevice,
+    device: RawDevice | EdgeProcess,
     kind: str,
     *data: Message,
     slot: str | None = None,
+    revision: int = 1,
     lifetime_s: float = 600,
     service: str = "registry",
 ) -> list[str]:
-    """Put letters of a service into a mailbox; returns their ids."""
+    """Put letters of a service into a mailbox, with revisions from `revision` on; returns their ids."""
     made = [str(ULID()) for _ in data]
 
     async def write(bus: Bus) -> None:
         key = read_letter_key(live.state.service_key(service))
         mailbox = Mailbox(bus.js, service, live.settings.platform, key.signer, key.generation)
         now = datetime.now(UTC)
-        for revision, (letter_id, each) in enumerate(zip(made, data, strict=True), start=1):
+        for number, (letter_id, each) in enumerate(zip(made, data, strict=True), start=revision):
             draft = Draft(
-                kind, device.address, each, letter_id, slot or letter_id, revision, now + timedelta(seconds=lifetime_s)
+                kind, device.address, each, letter_id, slot or letter_id, number, now + timedelta(seconds=lifetime_s)
             )
             await mailbox.post(draft, now)
 

@@ -20,7 +20,7 @@ from schemas.ids import Address
 from schemas.letters import write_state
 from schemas.registry import Capabilities
 from schemas.topics import Channel, Topic, bootstrap_permissions, device_filters, device_permissions
-from services.kit.bus import connect
+from services.kit.bus import on_bus
 from services.kit.credentials import NKey, Permissions, UserClaims, user_jwt
 from services.kit.devices import DeviceRecord
 from tests.support.platform import LivePlatform, eventually
@@ -108,23 +108,22 @@ def enrol(live: LivePlatform, *addresses: Address, standing: str = "enrolled") -
     """Write the records that the registry would."""
 
     async def write() -> None:
-        bus = await connect(live.state, live.settings, "registry")
-        for address in addresses:
-            public = base64.b64encode(Signer.generate().public_key).decode()
-            record = DeviceRecord(
-                fleet=address.fleet,
-                device=address.device,
-                public_key=public,
-                seal_key=public,
-                standing=standing,  # type: ignore[arg-type]
-                capabilities=CAPABILITIES,
-                enrol_id=str(ULID()),
-                bus_key="U",
-                jwt_issued=0,
-                jwt_expires=1,
-                enrolled_at="2030-01-01T00:00:00Z",
-            )
-            await put_records(live.state, bus, record)
-        await bus.close()
+        async with on_bus(live.state, live.settings, "registry") as bus:
+            for address in addresses:
+                public = base64.b64encode(Signer.generate().public_key).decode()
+                record = DeviceRecord(
+                    fleet=address.fleet,
+                    device=address.device,
+                    public_key=public,
+                    seal_key=public,
+                    standing=standing,  # type: ignore[arg-type]
+                    capabilities=CAPABILITIES,
+                    enrol_id=str(ULID()),
+                    bus_key="U",
+                    jwt_issued=0,
+                    jwt_expires=1,
+                    enrolled_at="2030-01-01T00:00:00Z",
+                )
+                await put_records(live.state, bus, record)
 
     asyncio.run(write())

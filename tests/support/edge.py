@@ -15,7 +15,7 @@ from typing import Any, Self
 from schemas.ids import Address
 from services.kit import rpc
 from services.kit.api.registry import DeviceRequest, TokenRequest
-from services.kit.bus import connect
+from services.kit.bus import on_bus
 from tests.support.platform import LivePlatform
 
 FLEET = "home"
@@ -25,11 +25,8 @@ def ask(live: LivePlatform, service: str, verb: str, request: Any = None) -> Any
     """One request as the operator."""
 
     async def call() -> Any:
-        bus = await connect(live.state, live.settings, "operator")
-        try:
+        async with on_bus(live.state, live.settings, "operator") as bus:
             return await rpc.call(bus, service, verb, request)
-        finally:
-            await bus.close()
 
     return asyncio.run(call())
 
@@ -69,7 +66,15 @@ class EdgeProcess:
 
     def call(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """A short command."""
-        command = [sys.executable, "-m", "edge_runtime", *arguments, "--config", str(self.folder / "edge.toml")]
+        command = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "edge_runtime",
+            *arguments,
+            "--config",
+            str(self.folder / "edge.toml"),
+        ]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, env=os.environ | self.environment, check=False
         )

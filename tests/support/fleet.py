@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from ulid import ULID
 
@@ -23,24 +21,11 @@ from services.kit.bus import Bus, connect
 from services.kit.devices import DeviceRecord
 from services.kit.errors import NotFoundError
 from services.kit.streams import ensure_owned
-from tests.support.platform import POLL_S, LivePlatform
+from tests.support.platform import LivePlatform
 from tests.support.records import put_records
-
-T = TypeVar("T")
 
 EPOCH = "01J00000000000000000000002"
 SESSION = "01J00000000000000000000001"
-
-
-async def until(probe: Callable[[], Awaitable[T]], what: str, timeout_s: float = 20.0) -> T:
-    """`eventually` for probes that ask over the bus."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while not (seen := await probe()):
-        if loop.time() > deadline:
-            raise AssertionError(f"waited {timeout_s} s for {what}; last seen: {seen!r}")
-        await asyncio.sleep(POLL_S)
-    return seen
 
 
 @dataclass

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
-
-from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from causeway.data.shard import ShardPlan, digits, split, write_shards
 from edge_runtime.learning import trainer
@@ -19,25 +17,14 @@ from services.aggregator.entries import Entry, read_entry
 from services.kit import rpc
 from services.kit.api.aggregator import JobName, JobRequest, JobView
 from services.kit.artifacts import open_store
-from services.kit.bus import Bus, connect
+from services.kit.bus import Bus, on_bus
 from services.kit.mailbox import LETTER_ID
+from services.kit.puller import scan
 from tests.support.fleet import StandInDevice, StandInFleet
-from tests.support.platform import LivePlatform
+from tests.support.platform import LivePlatform, until
 from tests.support.records import put_records
 
-TIMEOUT_S = 30.0
 JOB = "digits-1"
-
-
-async def until(probe: Callable[[], Awaitable[Any]], what: str) -> Any:
-    seen = None
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            while not (seen := await probe()):  # noqa: ASYNC110 - another process does it
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"waited {TIMEOUT_S} s for {what}; last seen: {seen!r}") from None
-    return seen
 
 
 class World:
@@ -56,12 +43,11 @@ class World:
     @asynccontextmanager
     async def start(cls, live: LivePlatform, folder: Path) -> AsyncIterator[Self]:
         fleet = await StandInFleet.start(live)
-        operator = await connect(live.state, live.settings, "operator")
         try:
-            live.start_service("depot")
-            yield cls(live, fleet, operator, folder)
+            async with on_bus(live.state, live.settings, "operator") as operator:
+                live.start_service("depot")
+                yield cls(live, fleet, operator, folder)
         finally:
-            await operator.close()
             await fleet.close()
 
     async def add_devices(self, count: int) -> None:
@@ -149,17 +135,9 @@ class World:
 
     async def ledger(self, job: str = JOB) -> list[Entry]:
         """The ledger as an auditor reads it."""
-        auditor = await connect(self.live.state, self.live.settings, "auditor")
-        try:
-            last = (await auditor.js.stream_info("ROUNDS")).state.messages
-            config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
-            subscription = await auditor.js.pull_subscribe(f"cw.rounds.{job}", stream="ROUNDS", config=config)
-            messages: list[Any] = []
-            while len(messages) < last:
-                messages += await subscription.fetch(200, timeout=5)
+        async with on_bus(self.live.state, self.live.settings, "auditor") as auditor:
+            messages = [message async for message in scan(auditor, "ROUNDS", subject=f"cw.rounds.{job}")]
             for message in messages:
                 entry = json.loads(message.data)
                 assert (message.headers or {}).get(LETTER_ID) == entry.get("letter")
             return [read_entry(message.data) for message in messages]
-        finally:
-            await auditor.close()

@@ -20,6 +20,7 @@ from edge_runtime.settings import NeighbourSettings
 from schemas.ids import Address
 from services.kit.folder import StateFolder
 from services.kit.neighbours import Lease, NeighboursAuthority, open_neighbours_authority
+from tests.support.platform import until
 
 BEGINS, NOW, ENDS = 1_000_000, 2_000_000, 3_000_000
 """Long ago: what OpenSSL thinks of the time must not matter."""
@@ -103,14 +104,3 @@ class Host:
         done, _pending = await asyncio.wait({self._task}, timeout=10)
         assert done, "the transport does not end"
         assert self._task.cancelled(), repr(self._task.exception())
-
-
-async def until(probe, what: str, timeout_s: float = 15.0):
-    """Wait for something true in this event loop."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not (value := probe()):  # noqa: ASYNC110 - what is waited for has no event
-                await asyncio.sleep(0.01)
-            return value
-    except TimeoutError:
-        raise AssertionError(f"waited {timeout_s} s for {what}") from None

@@ -206,15 +206,16 @@ class Net:
         for machine in self._machines:
             _ip("netns", "del", machine.namespace)
 
-    def machine(self, name: str) -> Machine:
-        """A new one, with a loopback and no cable."""
+    def machine(self, name: str, *, loopback: bool = True) -> Machine:
+        """A new one, with no cable; without `loopback` it cannot even reach itself."""
         namespace = f"{self._tag}.{name}"
         _ip("netns", "add", namespace)
         machine = Machine(namespace)
         self._machines.append(machine)
         # A machine with two cables is no router, whatever the host is.
         machine.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv4.ip_forward=0"])
-        machine.ip("link", "set", "lo", "up")
+        if loopback:
+            machine.ip("link", "set", "lo", "up")
         return machine
 
     def switch(self, name: str, *, only_ipv6: bool = False) -> Switch:

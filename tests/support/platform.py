@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import os
 import signal
@@ -11,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,24 @@ def eventually(probe: Callable[[], T], what: str, timeout_s: float = 20.0) -> T:
         time.sleep(POLL_S)
 
 
+async def until(probe: Callable[[], T | Awaitable[T]], what: str, timeout_s: float = 30.0) -> T:
+    """`eventually` in an event loop; the probe may be a coroutine's."""
+    value = None
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            while True:
+                value = probe()
+                if inspect.isawaitable(value):
+                    value = await value
+                if value:
+                    return value
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise AssertionError(f"waited {timeout_s} s for {what}; last seen: {value!r}") from None
+
+
 def accepts(host: str, port: int) -> bool:
     """Whether something listens there."""
     with socket.socket() as probe:
@@ -51,8 +71,7 @@ def serving(root: Path, *services: str) -> Iterator[LivePlatform]:
     """A platform with these services for many tests, of which none may break it for the next."""
     live = LivePlatform.start(root)
     try:
-        for service in services:
-            live.start_service(service)
+        live.start_services(*services)
         yield live
         assert all(process.poll() is None for process in live.processes.values())
     finally:
@@ -89,6 +108,11 @@ class LivePlatform:
         self._spawn(name, [sys.executable, "-m", f"services.{name}", "--state", str(self.state.root)])
         port = self.settings.http.health_ports[name]
         eventually(lambda: self._ready(name, port), f"{name} to be ready")
+
+    def start_services(self, *names: str) -> None:
+        """One after the other."""
+        for name in names:
+            self.start_service(name)
 
     def kill(self, name: str) -> None:
         """`kill -9` a process of this platform."""

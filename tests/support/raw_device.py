@@ -27,7 +27,7 @@ from schemas.ids import Address
 from schemas.letters import Place, check_down, read_down, write_state, write_up
 from schemas.registry import Capabilities, EventReport
 from schemas.topics import Channel, Topic, bootstrap_permissions, device_filters, device_permissions
-from services.kit.bus import Bus, connect
+from services.kit.bus import Bus, on_bus
 from services.kit.credentials import BEARER_SUBSCRIPTIONS, NKey, Permissions, UserClaims, public_nkey, user_jwt
 from services.kit.devices import DeviceRecord, Standing
 from services.kit.keys import read_letter_key
@@ -42,11 +42,8 @@ def in_bus(live: LivePlatform, user: str, work: Callable[[Bus], Awaitable[T]]) -
     """Do something over a short connection of `user`."""
 
     async def run() -> T:
-        bus = await connect(live.state, live.settings, user)
-        try:
+        async with on_bus(live.state, live.settings, user) as bus:
             return await work(bus)
-        finally:
-            await bus.close()
 
     return asyncio.run(run())
 

@@ -8,10 +8,9 @@ import queue
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 from nats.js.errors import NotFoundError
@@ -33,9 +32,8 @@ from services.kit.streams import ensure_owned
 from services.registry.enrolment import answer_id
 from services.registry.minting import Mint, bus_key
 from services.registry.tokens import proof
-from tests.support.platform import LivePlatform
+from tests.support.platform import LivePlatform, until
 
-T = TypeVar("T")
 FLOORS = TrustFloors(root=1, timestamp=7, snapshot=3, targets=2)
 CAPABILITIES = Capabilities(os="Linux", arch="x86_64", python="3.11", agent="test", cpu_count=2, ram_mb=900, disk_mb=9)
 
@@ -178,18 +176,6 @@ def admit(live: LivePlatform, thing: Thing, *, life_s: int = 3_600, issuer: NKey
         enrolled_at="",
     )
     return Pass(mint.device_jwt(record), mint.client_id(thing.address, record.enrol_id))
-
-
-async def until(probe: Callable[[], Awaitable[T | None]], what: str, timeout_s: float = 20.0) -> T:
-    """`eventually` for coroutines."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = await probe()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s} s for {what}; last seen: {value!r}")
-        await asyncio.sleep(0.02)
 
 
 class Link:
