@@ -19,7 +19,7 @@ from typing import Any
 
 from nats.aio.msg import Msg
 
-from bench.platform import FLEET, on_bus, started, state_folder, watching
+from bench.platform import FLEET, started, state_folder, watching
 from bench.processes import Memory, free_port, listens, memory, running, until
 from bench.report import BenchError, Target, arguments, conduct, say
 from schemas.ids import Address
@@ -27,6 +27,7 @@ from schemas.registry import Token
 from schemas.topics import Channel, Topic
 from services.kit import rpc
 from services.kit.api.registry import TokenRequest
+from services.kit.bus import on_bus
 from services.kit.folder import StateFolder, write_private
 from services.kit.permissions import OPERATOR
 from services.kit.settings import Settings

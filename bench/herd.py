@@ -2,6 +2,9 @@
 
 One epoll loop over non-blocking TLS sockets: paho's `select` ends at 1,024 descriptors, and asyncio's TLS costs more
 processor than the handshake itself.
+
+Pauses between attempts and the patience with a server are the edge agent's own; but the agent has that patience anew
+for each of TCP, TLS, CONNECT and SUBSCRIBE, a device here for the first two together and for the other two.
 """
 
 from __future__ import annotations
@@ -20,13 +23,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.returning import Conversation, Device, Person, QueueReader
+from edge_runtime.link.dialling import PHASE_TIMEOUT_S
+from edge_runtime.link.link import MAX_DELAY_S, MIN_DELAY_S
 from schemas.depot import TrustState
 from schemas.envelope import Verifier
 
-MIN_DELAY_S, MAX_DELAY_S = 1.0, 15.0
-"""Between attempts, with full jitter, as the edge agent has it (`edge_runtime/link/link.py`)."""
-PHASE_TIMEOUT_S = 30.0
-"""For the connection with TLS, and again until it is subscribed: the edge agent's (`edge_runtime/link/dialling.py`)."""
 VERIFIED_OF = 50
 """One of so many devices verifies every signature."""
 _READ_BYTES = 16_384

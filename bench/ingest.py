@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -23,11 +22,13 @@ from typing import Any
 
 from bench.counter import Counter
 from bench.load import FIRST_UPTIME_S, Plan, heartbeat
-from bench.platform import FLEET, BenchDevice, enrol, metric, mint, on_bus, pid_of, started, state_folder
-from bench.processes import cpu_s, free_port, listens, read_json, running, until
+from bench.mosquitto import mosquitto
+from bench.platform import FLEET, BenchDevice, enrol, metric, mint, pid_of, started, state_folder
+from bench.processes import cpu_s, free_port, read_json, running
 from bench.report import BenchError, Target, arguments, conduct, say
 from services.kit import rpc
 from services.kit.api.registry import DeviceRequest, DeviceView
+from services.kit.bus import on_bus
 from services.kit.folder import StateFolder
 from services.kit.permissions import OPERATOR
 from services.kit.settings import Settings
@@ -85,20 +86,10 @@ async def ours(state: StateFolder, settings: Settings, counter: Counter, _folder
 @asynccontextmanager
 async def peer(command: list[str], counter: Counter, folder: Path) -> AsyncIterator[Receiver]:
     """Mosquitto with every limit off, and a subscriber that counts by itself."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise BenchError(
-            "start the peers: mosquitto is not installed; on Debian and Ubuntu: `apt-get install mosquitto`"
-        )
     port = free_port()
-    config = folder / "mosquitto.conf"
-    config.write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n"
-        "max_queued_messages 0\nmax_queued_bytes 0\nmax_connections -1\n"
-    )
+    unlimited = ("persistence false", "max_queued_messages 0", "max_queued_bytes 0", "max_connections -1")
     async with AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(running([program, "-c", str(config)], folder / "mosquitto.log"))
-        await until(lambda: listens("127.0.0.1", port), "mosquitto to listen", process=broker)
+        broker = await stack.enter_async_context(mosquitto(folder, port, f"listener {port} 127.0.0.1", *unlimited))
         extra = ["--port", str(port), "--counter", str(folder / "count")]
         log = folder / "subscriber.log"
         subscriber = await stack.enter_async_context(running([*command, *extra], log, pipes=True))
@@ -107,7 +98,7 @@ async def peer(command: list[str], counter: Counter, folder: Path) -> AsyncItera
         except BenchError as error:
             raise BenchError(f"{error}; its log:\n{log.read_text()[-2000:]}") from error
         counter.value = 0
-        yield Receiver(port, {"mosquitto": broker.pid, "subscriber": subscriber.pid})
+        yield Receiver(port, {"mosquitto": broker, "subscriber": subscriber.pid})
 
 
 async def check_table(state: StateFolder, settings: Settings, counts: dict[str, int]) -> int:

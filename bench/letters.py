@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import shutil
 import sys
 import tempfile
 import time
@@ -29,13 +28,14 @@ from ulid import ULID
 
 from bench.counter import Counter
 from bench.letter_load import Plan, Sender
-from bench.platform import BenchDevice, enrol, mint, on_bus, pid_of, started, state_folder
-from bench.processes import cpu_s, free_port, listens, read_json, running, until
+from bench.mosquitto import mosquitto
+from bench.platform import BenchDevice, enrol, mint, pid_of, started, state_folder
+from bench.processes import cpu_s, free_port, read_json, running, until
 from bench.report import BenchError, Target, arguments, conduct, percentile, say
 from bench.roundtrip import Pace, connected, up
 from bench.stall import probing
 from services.courier.up.ordering import parse_message_id
-from services.kit.bus import Bus
+from services.kit.bus import Bus, on_bus
 from services.kit.folder import StateFolder
 from services.kit.permissions import AUDITOR
 from services.kit.puller import scan
@@ -158,29 +158,20 @@ def _seed() -> str:
 
 async def mqtt_qos1(load: Load) -> dict[str, Any]:
     """Letters per second from the same generator through Mosquitto into SQLite."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise BenchError(
-            "start the peer: mosquitto is not installed; on Debian and Ubuntu: `apt-get install mosquitto`"
-        )
     port = free_port()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="causeway-bench-")))
-        config = folder / "mosquitto.conf"
+        stored = (f"listener {port} 127.0.0.1", "user root", "persistence true", f"persistence_location {folder}/")
         # Its default of 1,000 queued messages would drop letters while the subscriber writes.
-        config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
-            "user root\nset_tcp_nodelay true\nmax_queued_messages 0\nmax_queued_bytes 0\nmax_inflight_messages 0\n"
-        )
-        broker = await stack.enter_async_context(running([program, "-c", str(config)], folder / "mosquitto.log"))
-        await until(lambda: listens("127.0.0.1", port), "mosquitto to listen", process=broker)
+        unlimited = ("max_queued_messages 0", "max_queued_bytes 0", "max_inflight_messages 0")
+        broker = await stack.enter_async_context(mosquitto(folder, port, *stored, *unlimited))
         command = [sys.executable, "-m", "bench.peer_ledger", "--port", str(port)]
         command += ["--counter", str(folder / "count"), "--database", str(folder / "letters.db")]
         counter = Counter(folder / "count")
         subscriber = await stack.enter_async_context(running(command, folder / "ledger.log", pipes=True))
         await read_json(subscriber, "the subscriber to be ready", 30)
         names = [("bench", f"d{n:04d}", f"bench{n}", "none", _seed()) for n in range(load.devices)]
-        begun_with = {"mosquitto": broker.pid, "subscriber": subscriber.pid}
+        begun_with = {"mosquitto": broker, "subscriber": subscriber.pid}
         plan = Plan("127.0.0.1", port, "", names, load.letters, load.window)
         answer = await generate(plan, folder, begun_with)
         expected = load.devices * load.letters

@@ -6,19 +6,17 @@ had not saved when it is killed is gone), clients are anonymous and nothing is s
 
 from __future__ import annotations
 
-import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.fleet import fleet, spread
 from bench.herd import Plan, peer_topic
+from bench.mosquitto import mosquitto
 from bench.mqtt import accepted, connect_packet, open_device, publish_qos1_packet
-from bench.processes import cpu_s, free_port, listens, memory, running, until
+from bench.processes import cpu_s, free_port, memory
 from bench.report import BenchError, say
 from bench.returning import Person
 from services.kit.folder import StateFolder
@@ -43,16 +41,16 @@ async def measure(state: StateFolder, devices: int, messages: int) -> dict[str, 
     with tempfile.TemporaryDirectory(prefix="causeway-bench-") as name:
         folder = Path(name)
         port, plain = free_port(), free_port()
-        config = _write_config(folder, state, port, plain)
+        lines = _lines(folder, state, port, plain)
         say(f"Mosquitto: {devices} clients subscribe and go")
-        async with _broker(config, folder, port) as _:
+        async with mosquitto(folder, port, *lines):
             plan = Plan("127.0.0.1", port, ca, 0, None, [], 0, people)
             async with fleet(plan, folder) as subscribers:
                 await subscribers.ask(do="go")
                 await subscribers.until_in_sync(time.monotonic(), TIMEOUT_S)
             _publish(plain, people, messages)
         say("Mosquitto starts again, and all clients return")
-        async with _broker(config, folder, port) as pid:
+        async with mosquitto(folder, port, *lines) as pid:
             plan = Plan("127.0.0.1", port, ca, messages, None, [], 0, people)
             async with fleet(plan, folder) as readers:
                 empty, used, clients = memory(pid).rss_mb, cpu_s(pid), readers.cpu_s()
@@ -71,29 +69,10 @@ async def measure(state: StateFolder, devices: int, messages: int) -> dict[str, 
                 }
 
 
-def _write_config(folder: Path, state: StateFolder, port: int, plain: int) -> Path:
-    config = folder / "mosquitto.conf"
-    config.write_text(
-        f"user root\npersistence true\npersistence_location {folder}/\nallow_anonymous true\nset_tcp_nodelay true\n"
-        f"max_queued_messages 0\nmax_connections -1\n"
-        f"listener {port} 127.0.0.1\ncertfile {state.ca}/server.pem\nkeyfile {state.ca}/server.key\n"
-        f"listener {plain} 127.0.0.1\n"
-    )
-    return config
-
-
-@asynccontextmanager
-async def _broker(config: Path, folder: Path, port: int) -> AsyncIterator[int]:
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise BenchError("start the peer: mosquitto is not installed; `apt-get install mosquitto`, or pass --no-peer")
-    log = folder / "mosquitto.log"
-    async with running([program, "-c", str(config)], log) as broker:
-        try:
-            await until(lambda: listens("127.0.0.1", port), "mosquitto to listen", process=broker)
-        except BenchError as error:
-            raise BenchError(f"{error}; its log:\n{log.read_text()[-2000:]}") from error
-        yield broker.pid
+def _lines(folder: Path, state: StateFolder, port: int, plain: int) -> tuple[str, ...]:
+    stored = ("user root", "persistence true", f"persistence_location {folder}/")
+    secured = (f"listener {port} 127.0.0.1", f"certfile {state.ca}/server.pem", f"keyfile {state.ca}/server.key")
+    return (*stored, "max_queued_messages 0", "max_connections -1", *secured, f"listener {plain} 127.0.0.1")
 
 
 def _publish(port: int, people: list[tuple[str, str, str, str]], messages: int) -> None:

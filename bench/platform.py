@@ -23,7 +23,7 @@ from schemas.events import utc
 from schemas.ids import Address
 from schemas.registry import Capabilities
 from schemas.topics import Channel, device_permissions, up_pattern
-from services.kit.bus import Bus, connect
+from services.kit.bus import on_bus
 from services.kit.credentials import (
     BEARER_SUBSCRIPTIONS,
     NKey,
@@ -74,16 +74,6 @@ async def started(state: StateFolder, services: tuple[str, ...]) -> AsyncIterato
         yield supervisor
     finally:
         await supervisor.stop()
-
-
-@asynccontextmanager
-async def on_bus(state: StateFolder, settings: Settings, user: str) -> AsyncIterator[Bus]:
-    """A connection with the credentials of a service."""
-    bus = await connect(state, settings, user)
-    try:
-        yield bus
-    finally:
-        await bus.close()
 
 
 @asynccontextmanager

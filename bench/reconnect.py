@@ -26,7 +26,7 @@ from typing import Any
 from bench import peer_sessions
 from bench.fleet import Fleet, fleet, raise_files, spread
 from bench.herd import Plan
-from bench.platform import FLEET, BenchDevice, enrol, metric, mint, on_bus, pid_of, started, state_folder
+from bench.platform import FLEET, BenchDevice, enrol, metric, mint, pid_of, started, state_folder
 from bench.processes import cpu_s, listens, memory, until
 from bench.report import BenchError, Target, arguments, conduct, percentile, say
 from bench.roundtrip import Pace, assignment, steadily
@@ -35,7 +35,7 @@ from causeway.platform.supervisor import Supervisor
 from schemas.depot import TrustAnnouncement
 from schemas.topics import broadcast_subject
 from services.kit import rpc
-from services.kit.bus import Bus
+from services.kit.bus import Bus, on_bus
 from services.kit.folder import StateFolder
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Mailbox

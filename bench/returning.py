@@ -28,6 +28,8 @@ from bench.mqtt import (
     read_publish,
     subscribe_packet,
 )
+from edge_runtime.letters.states import GOT_DELAY_S, MAX_GOT_IDS
+from edge_runtime.line import HELLO_AGAIN_S, HELLO_ROUND_TRIPS, MAX_HELLO_AGAIN_S
 from schemas.courier import Clock, Got, Hello
 from schemas.depot import TrustState
 from schemas.envelope import Verifier, parse
@@ -37,10 +39,6 @@ from schemas.letters import write_state
 from schemas.registry import Gone
 from schemas.topics import Channel, Topic, device_filters, parse_broadcast
 
-HELLO_AGAIN_S = 1.5
-MAX_HELLO_AGAIN_S = 30.0
-GOT_DELAY_S = 0.02
-MAX_GOT_IDS = 100
 _CONNACK, _PUBLISH, _SUBACK = 2, 3, 9
 
 
@@ -110,6 +108,8 @@ class Device:
         self._answered = self._trusted = False
         self._hello_at: float | None = None
         self._hello_wait_s = HELLO_AGAIN_S
+        self._asked = 0.0
+        """When it subscribed: the answer is the agent's first measure of the round trip, too."""
         self._got_at: float | None = None
 
     def begin(self) -> bytes:
@@ -118,7 +118,6 @@ class Device:
         self._packets = Packets()
         self._answered = self._trusted = False
         self._hello_at = self._got_at = self.wake = None
-        self._hello_wait_s = HELLO_AGAIN_S
         self.story.attempts += 1
         will = (Topic(self._address, Channel.STATE, "gone").mqtt, self._word("gone", Gone(session=self._session)))
         return connect_packet(self._person.client_id, self._person.password, will=will)
@@ -130,9 +129,11 @@ class Device:
             kind = first >> 4
             if kind == _CONNACK:
                 _accept(body, self._person)
+                self._asked = now
                 out.append(subscribe_packet(*device_filters(self._address)))
             elif kind == _SUBACK:
                 self.story.subscribed = self.story.subscribed or now
+                self._hello_wait_s = HELLO_AGAIN_S + HELLO_ROUND_TRIPS * (now - self._asked)
                 out.append(self._hello(now))
             elif kind == _PUBLISH:
                 topic, _, payload = read_publish(first, body)

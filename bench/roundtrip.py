@@ -22,13 +22,13 @@ from typing import Any
 from ulid import ULID
 
 from bench.device import Device
-from bench.platform import enrol, metric, mint, on_bus, started, state_folder
+from bench.platform import enrol, metric, mint, started, state_folder
 from bench.processes import until
 from bench.report import Target, arguments, conduct, percentile, say
 from schemas.envelope import Verifier
 from schemas.ids import Address
 from schemas.ota import Assign
-from services.kit.bus import Bus
+from services.kit.bus import Bus, on_bus
 from services.kit.folder import StateFolder
 from services.kit.keys import read_letter_key
 from services.kit.mailbox import Draft, Mailbox

@@ -93,7 +93,7 @@ async def collect(stage: Stage) -> Ledgers:
     ]
     bus = await connect(stage.state, stage.settings, AUDITOR)
     try:
-        async for subject, raw in read_stream(bus.js, "IN"):
+        async for subject, raw in read_stream(bus, "IN"):
             levels = subject.split(".")
             if len(levels) == 5:
                 _read(ledgers, levels[2], levels[4], json.loads(parse(raw).body))

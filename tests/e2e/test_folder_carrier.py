@@ -18,29 +18,31 @@ from services.kit.bus import Bus
 from tests.support.courier_world import stored
 from tests.support.edge import EdgeProcess, ask
 from tests.support.models import scale_model, sha256
+from tests.support.netns import Net, unavailable
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import in_bus
 from tests.support.releases import FACTOR, causeway, publish
 
-NOWHERE = 'url = "mqtt://127.0.0.1:9"\n'
-"""Nobody listens on the discard port."""
+reason = unavailable()
+pytestmark = pytest.mark.skipif(reason is not None, reason=reason or "")
 
 
 @pytest.fixture
 def platform(live: LivePlatform) -> LivePlatform:
-    for service in ("depot", "registry", "courier", "ota"):
-        live.start_service(service)
+    live.start_services("depot", "registry", "courier", "ota")
     return live
 
 
 @pytest.fixture
 def device(platform: LivePlatform, tmp_path: Path) -> Iterator[EdgeProcess]:
-    """Enrolled over the network, once; cut off for ever since."""
-    with EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform) as made:
-        settings = made.folder / "edge.toml"
-        settings.write_text(NOWHERE + settings.read_text())
+    """Enrolled over the network, once; since then on a machine without any interface, not even a loopback."""
+    with Net() as net, EdgeProcess.make(tmp_path / "device", "cam-1").admit(platform) as made:
+        machine = net.machine("cam", loopback=False)
+        made.prefix = machine.prefix
         made.start()
         yield made
+        assert machine.ip("link", "show", "up") == ""
+        assert "Network is unreachable" in made.status()["problem"]
 
 
 class Traveller:
@@ -148,6 +150,7 @@ def test_what_the_platform_lost_is_recalled_by_stick_and_an_old_receipt_does_not
 
     # A stick that was written before the loss, and lies in a drawer.
     stale = tmp_path / "drawer"
+    stale.mkdir()
     assert causeway(platform, "bundle", "export", stale, "--device", str(device.address)).exit_code == 0
 
     async def lose(bus: Bus) -> None:

@@ -9,6 +9,20 @@ import pytest
 
 from tests.power.recording import compiled
 
+LONG = bool(os.environ.get("LONG_TESTS"))
+SEEDS = 12 if LONG else 1
+KILLS = None if LONG else 8
+"""None: at every effect."""
+TIMEOUT_S = 1_800 if LONG else 180
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More of everything takes its time."""
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
 
 @pytest.fixture(scope="session")
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,7 +32,13 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def seeds() -> range:
     """More of everything where there is time for it."""
-    return range(12 if os.environ.get("LONG_TESTS") else 1)
+    return range(SEEDS)
+
+
+@pytest.fixture(scope="session")
+def kills() -> int | None:
+    """How often a workload is killed, each time at another effect."""
+    return KILLS
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from tests.power.disk import Disk, read_log
 SOURCE = Path(__file__).with_name("recorder.c")
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 60.0
+PROCESSES = os.cpu_count() or 1
+"""Workloads that are killed at a time."""
+BATCH = 64
+"""So many kills are planned before it is looked at whether the workload has come to its end."""
 
 
 def compiled(folder: Path) -> Path:
@@ -64,6 +69,39 @@ def record(library: Path, folder: Path, workload: str, *arguments: str, crash_at
     if done.returncode != 0 and not (killed and crash_at is not None):
         raise AssertionError(f"workload {workload} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return Recording(log.read_bytes(), root, killed)
+
+
+def kill_at_effects(
+    library: Path,
+    folder: Path,
+    workload: str,
+    *arguments: str,
+    kills: int | None,
+    check: Callable[[Path, list[dict[str, Any]]], None],
+) -> int:
+    """Kill the workload before each effect, or before `kills` of them, evenly; `check` what is found. How many."""
+    whole = record(library, folder / "whole", workload, *arguments)
+    # The log has no failed effects, and does not say which opens may make or empty a file: there are some more.
+    least = sum(effect.op in "wtsrumd" for effect in read_log(whole.log))
+
+    def kill(at: int) -> bool:
+        here = folder / str(at)
+        recording = record(library, here, workload, *arguments, crash_at=at)
+        assert recording.killed or at > least, f"the workload ended before effect {at}"
+        try:
+            check(recording.root, recording.promises())
+        except AssertionError as error:
+            raise AssertionError(f"killed before effect {at}") from error
+        shutil.rmtree(here)
+        return recording.killed
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        if kills is not None:
+            return sum(pool.map(kill, range(1, least + 1, max(1, least // kills))))
+        done = 0
+        while all(killed := list(pool.map(kill, range(done + 1, done + 1 + BATCH)))):
+            done += BATCH
+        return done + sum(killed)
 
 
 def cuts(

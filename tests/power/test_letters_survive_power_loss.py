@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,8 @@ from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
 from schemas.events import DownLetter, Untyped
 from schemas.registry import Twin
-from tests.power.disk import read_log
-from tests.power.recording import cuts, lay_out, record
+from tests.power.recording import cuts, kill_at_effects, lay_out, record
 from tests.power.workloads.outbox import LIMITS
-
-LONG = bool(os.environ.get("LONG_TESTS"))
-KILLS = 400 if LONG else 8
-pytestmark = pytest.mark.timeout(1_800 if LONG else 180)
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -123,19 +117,16 @@ def test_promises_hold_on_every_disk_that_a_cut_may_leave(
 
 
 @pytest.mark.parametrize("workload", CHECKS)
-def test_promises_hold_after_a_kill_at_an_effect(recorder: Path, memory_folder: Path, workload: str) -> None:
-    whole = record(recorder, memory_folder / "whole", workload, "7")
-    effects = sum(op in b"wtsrumd" for op in _ops(whole.log))
-    step = max(1, effects // KILLS)
-    for at in range(1, effects, step):
-        recording = record(recorder, memory_folder / str(at), workload, "7", crash_at=at)
-        assert recording.killed, f"the workload ended before effect {at}"
-        if (recording.root / f"{workload}.db").exists():
-            CHECKS[workload](recording.root, recording.promises())
+def test_promises_hold_after_a_kill_at_every_effect(
+    recorder: Path, memory_folder: Path, kills: int | None, workload: str
+) -> None:
+    def check(folder: Path, promises: list[dict[str, Any]]) -> None:
+        if (folder / f"{workload}.db").exists():
+            CHECKS[workload](folder, promises)
+        else:
+            assert not promises
 
-
-def _ops(log: bytes) -> list[int]:
-    return [ord(effect.op) for effect in read_log(log)]
+    assert kill_at_effects(recorder, memory_folder, workload, "7", kills=kills, check=check) >= (kills or 600)
 
 
 def test_a_promise_made_before_the_sync_is_caught(recorder: Path, memory_folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.ota.slots import Slots
-from tests.power.recording import cuts, lay_out, record
+from tests.power.recording import cuts, kill_at_effects, lay_out, record
 
 
 def check(folder: Path, promises: list[dict[str, Any]]) -> None:
@@ -41,6 +41,10 @@ def test_slots_hold_on_every_disk_that_a_cut_may_leave(recorder: Path, seeds: ra
                 raise AssertionError(f"seed {seed}, {where}") from error
             moments += 1
     assert moments > 200
+
+
+def test_slots_hold_after_a_kill_at_every_effect(recorder: Path, memory_folder: Path, kills: int | None) -> None:
+    assert kill_at_effects(recorder, memory_folder, "slots", kills=kills, check=check) >= (kills or 100)
 
 
 def test_a_commit_that_does_not_sync_its_slot_is_caught(recorder: Path, memory_folder: Path) -> None:

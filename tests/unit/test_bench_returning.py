@@ -53,11 +53,11 @@ def said(data: bytes) -> list[tuple[str, object]]:
     return [(kind, read_state(payload, kind).data) for kind, payload in kinds]
 
 
-def greeted(letters: int = 1, *, verifies: bool = False) -> tuple[Device, Receipt]:
+def greeted(letters: int = 1, *, verifies: bool = False, connected: float = 1.0) -> tuple[Device, Receipt]:
     keys = {COURIER.keyid: Verifier(COURIER.public_key)} if verifies else None
     device = Device(PERSON, letters, TrustState(root=1), keys)
     connect = device.begin()
-    device.take(CONNACK_OK, 0.0)
+    device.take(CONNACK_OK, connected)
     ((kind, hello),) = said(device.take(SUBACK, 1.0))
     assert kind == "hello"
     (will,) = re.findall(rb"\{.*\}", connect)
@@ -103,6 +103,12 @@ def test_hello_is_repeated_until_both_answers_have_come_and_receipts_of_others_s
     device.take(publish_packet(Topic(ADDRESS, Channel.DOWN, "trust").mqtt, b"pack"), 5.1)
     assert device.wake is None
     assert device.story.hellos == 2
+
+
+def test_on_a_far_link_hello_waits_for_two_round_trips_more() -> None:
+    device, _ = greeted(connected=-9.0)
+    assert device.wake is not None
+    assert 1.0 + (1.5 + 2 * 10.0) * 0.7 <= device.wake <= 1.0 + (1.5 + 2 * 10.0) * 1.3
 
 
 def test_a_letter_that_comes_again_is_got_again_and_counted() -> None:

@@ -70,7 +70,9 @@ class PeerStage:
         """Broker, consumer, sites, poster."""
         found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
         if found is None:
-            raise ChaosError("start the peer: mosquitto is not installed; `apt-get install mosquitto`, or --no-peer")
+            raise ChaosError(
+                "start the peer: mosquitto is not installed; `apt-get install mosquitto`, or pass --peer-minutes 0"
+            )
         lines = (f"listener {PORT} {self._host}", "allow_anonymous true", "user root", *self._broker.lines)
         conf = self.root / "mosquitto.conf"
         conf.write_text("\n".join((*lines, f"persistence_location {self.root}/", "")))

@@ -1,4 +1,7 @@
-"""An outbox through all that it does: letters of every lane, evictions, sendings, receipts, trimming, a new epoch."""
+"""An outbox through all that it does: letters of every lane, evictions, sendings, receipts, trimming, a new epoch.
+
+No longer than it takes for each of these, since it is killed at each of its writes.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import random
 import sys
 from pathlib import Path
 
+from edge_runtime.errors import OutboxError
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.settings import OutboxLimits
 from schemas.events import LANES, Untyped
 from tests.power.workloads import promise
 
-LIMITS = OutboxLimits(max_bytes=1 << 20, max_letters=100)
+LIMITS = OutboxLimits(max_bytes=1 << 20).model_copy(update={"max_letters": 40})
+"""Fewer than an owner may set, so that it is full soon."""
+CHECKPOINT_PAGES = 150
+"""The log of so short a life would never be full, and its beginning never written a second time."""
 DAY_S = 86_400.0
 
 
@@ -25,7 +32,10 @@ class Device:
 
     def add(self) -> None:
         lane = self.rng.choices(LANES, (1, 6, 3))[0]
-        letter = self.outbox.add("sample", Untyped(text="x" * self.rng.randrange(40, 900)), lane)
+        try:
+            letter = self.outbox.add("sample", Untyped(text="x" * self.rng.randrange(40, 900)), lane)
+        except OutboxError:
+            return  # full of more urgent ones: nothing was promised
         promise(added=letter)
 
     def send(self) -> None:
@@ -43,16 +53,17 @@ class Device:
 
 def main() -> None:
     device = Device(Path(sys.argv[1]), int(sys.argv[2]))
-    for number in range(150):
+    device.outbox.database.read(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+    for number in range(75):
         device.add()
-        if number % 20 == 19:
+        if number % 12 == 11:
             device.send()
-            if number % 40 == 39:
+            if number % 24 == 23:
                 device.receipt()
-        if number == 100:
+        if number == 50:
             device.now += 2 * DAY_S
             device.outbox.trim()
-        if number == 125:
+        if number == 65:
             device.send()
             device.outbox.renew_epoch()
             promise(epoch=device.outbox.epoch)
