@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,20 +15,21 @@ from ulid import ULID
 
 from edge_runtime.carriers.exchange import Exchange
 from edge_runtime.carriers.folder import FolderCarrier
-from edge_runtime.carriers.pieces import PieceFolder
+from edge_runtime.carriers.pieces import PieceFolder, piece_path
 from edge_runtime.carriers.port import Limits
 from edge_runtime.carriers.station import Ground, Station, open_station
 from edge_runtime.clock import FlooredClock
-from edge_runtime.folder import EdgeFolder
+from edge_runtime.folder import EdgeFolder, write_durable
 from edge_runtime.identity import Identity
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.outbox import Outbox
 from edge_runtime.settings import CarrierSettings, OutboxLimits
 from edge_runtime.trust.keyring import Keyring
 from edge_runtime.trust.record import TrustRecord, write_record
+from schemas.aggregator import Artifact
 from schemas.bundles import Addressed, CarriedLetter, Contents, Parcel, open_bundle, whole, write_bundle
 from schemas.courier import Receipt
-from schemas.depot import TrustState
+from schemas.depot import TrustState, write_recipe
 from schemas.envelope import Signer
 from schemas.events import PLATFORM_RECIPIENT, Lane, UpLetter
 from schemas.ids import Address
@@ -225,3 +227,20 @@ def letters_of(contents: Contents) -> list[UpLetter[EventReport]]:
     from schemas.envelope import parse
 
     return [read_up(parse(letter.envelope.encode()).body, letter.kind) for letter in contents.letters]
+
+
+def pieces_on(stick: Path, *contents: bytes) -> tuple[Artifact, bytes]:
+    """An artifact, its pieces and its recipe as the platform writes them."""
+    whole = b"".join(contents)
+    recipe = write_recipe([(hashlib.sha256(part).digest(), len(part)) for part in contents])
+    for data in (*contents, recipe):
+        write_durable(piece_path(stick / "causeway" / "pieces", hashlib.sha256(data).hexdigest()), data)
+    return (
+        Artifact(
+            sha256=hashlib.sha256(whole).hexdigest(),
+            length=len(whole),
+            recipe=hashlib.sha256(recipe).hexdigest(),
+            pieces=len(contents),
+        ),
+        whole,
+    )
