@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import Address
-from services.courier.receipts.pacing import Due, ReceiptPacer
+from services.courier.pacing import Due, Pacer
 from services.kit.rejects import RejectGate
 
 A, B = Address("harbour", "a"), Address("harbour", "b")
@@ -21,14 +21,14 @@ EPOCHS = ("01A", "01B")
 def test_every_ask_is_answered_within_the_interval_and_never_more_often(
     asks: list[tuple[Address, str, float]],
 ) -> None:
-    pacer, now = ReceiptPacer(0.25), 0.0
+    pacer, now = Pacer(0.25), 0.0
     sent: dict[Address, list[float]] = {A: [], B: []}
     answered: dict[tuple[Address, str], float] = {}
     asked: list[tuple[Address, str, float]] = []
 
     def send(due: list[Due]) -> None:
         for each in due:
-            answered[each.address, each.epoch] = now
+            answered[each.address, each.what] = now
         for address in {each.address for each in due}:
             sent[address].append(now)
 
@@ -53,7 +53,7 @@ def test_every_ask_is_answered_within_the_interval_and_never_more_often(
 
 
 def test_the_first_goes_at_once_and_the_next_ones_ride_together() -> None:
-    pacer = ReceiptPacer(0.25)
+    pacer = Pacer(0.25)
     assert pacer.ask(A, "01A", 10.0) == Due(A, "01A")
     assert pacer.ask(A, "01A", 10.1) is None
     assert pacer.ask(A, "01A", 10.2) is None

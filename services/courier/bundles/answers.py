@@ -29,8 +29,8 @@ from services.courier.bundles.kept import KeptAnswers
 from services.courier.bundles.origins import Origins
 from services.courier.down.mailboxes import Waiting
 from services.courier.down.postman import Postman
+from services.courier.pacing import Due, Pacer
 from services.courier.premises import Premises
-from services.courier.receipts.pacing import Due, ReceiptPacer
 from services.courier.receipts.receipts import Receipts
 from services.kit import rpc
 from services.kit.api.depot import PackAnswer, PackRequest
@@ -86,7 +86,7 @@ class Answers:
         self._origins = origins
         self._postman = postman
         self._receipts = receipts
-        self._pacer = ReceiptPacer(premises.settings.answer_interval_s)
+        self._pacer = Pacer(premises.settings.answer_interval_s)
         self._kick = asyncio.Event()
         self._now: list[Due] = []
         self._kept = KeptAnswers(premises.settings.answers_kept_bytes)
@@ -106,7 +106,7 @@ class Answers:
             due, self._now = self._now, []
             due += self._pacer.due(time.monotonic())
             for each in due:
-                await (self._send if each.epoch == _ANSWER else self._send_again)(each.address)
+                await (self._send if each.what == _ANSWER else self._send_again)(each.address)
             self._kick.clear()
             wake = self._pacer.next_wake()
             if self._now:

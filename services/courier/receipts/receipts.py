@@ -17,8 +17,8 @@ from schemas.ids import Address
 from schemas.letters import write_down
 from schemas.topics import Channel, Topic
 from services.courier import metrics
+from services.courier.pacing import Due, Pacer
 from services.courier.premises import Premises
-from services.courier.receipts.pacing import Due, ReceiptPacer
 from services.courier.receipts.sessions import Sessions
 from services.courier.up.marks import Marks
 from services.kit.service import utc_now
@@ -35,7 +35,7 @@ class Receipts:
     def __init__(self, premises: Premises, sessions: Sessions) -> None:
         self._premises = premises
         self._sessions = sessions
-        self._pacer = ReceiptPacer(premises.settings.receipt_interval_s)
+        self._pacer = Pacer(premises.settings.receipt_interval_s)
         self._owed: OrderedDict[Address, str] = OrderedDict()
         self._marks: Marks | None = None
         self._revision = 0
@@ -86,7 +86,7 @@ class Receipts:
             metrics.UNADDRESSED.inc()
             return
         if self._marks is None:
-            self._owed[due.address] = due.epoch
+            self._owed[due.address] = due.what
             return
         raw = self._sign(due, session, self._marks, self._premises.settings.receipt_lifetime_s)
         try:
@@ -108,9 +108,9 @@ class Receipts:
             Receipt.model_validate(
                 {
                     "session": session,
-                    "epoch": due.epoch,
-                    "marks": marks.of(due.address, due.epoch),
-                    "heads": marks.heads(due.address, due.epoch),
+                    "epoch": due.what,
+                    "marks": marks.of(due.address, due.what),
+                    "heads": marks.heads(due.address, due.what),
                     "suspended": held and {"since": held.at, "message": held.message[:512]},
                 }
             ),
