@@ -353,7 +353,7 @@ class Line:
         if self._hellos == 1:
             self.hello_s = time.monotonic() - self._hello_sent
         log.info("line.answered", session=self.session, marks=marks)
-        self.postman.begin(marks)
+        self.postman.begin(marks, self.hello_s if self._hellos == 1 else None)
         self.states.flush()
         self._premises.on_answered()
 

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_runtime.errors import OutboxError
-from edge_runtime.letters.snapshot import empty_database, open_snapshot
+from edge_runtime.letters.snapshot import empty_database, open_snapshot, readable
+from edge_runtime.logs import Log
+
+log = Log(__name__)
 
 BUSY_TIMEOUT_S = 10.0
 CACHE_KB = 512
@@ -42,19 +45,27 @@ class Database:
         schema: statements that make what is absent.
         upgrade: brings a file of an earlier version up to the schema, which is applied behind it; what it changes, it
             changes in one transaction of its own.
-        mend: looks through the rows at the opening: a file may be of a later version, or somebody changed it.
+        mend: looks through the rows: a file may be of a later version, torn, or changed by somebody.
+        looks: whether it does so at each opening, which reads the whole file.
 
     Raises:
         OutboxError: `disk_full`, `read_only`, `disk_failed`, `damaged`, `busy` or `outbox`, from every method.
     """
 
     def __init__(
-        self, path: Path, schema: str, upgrade: Upgrade = lambda _: None, mend: Mend = lambda _: False
+        self,
+        path: Path,
+        schema: str,
+        upgrade: Upgrade = lambda _: None,
+        mend: Mend = lambda _: False,
+        *,
+        looks: bool = True,
     ) -> None:
         self.path = path
         self._schema = schema
         self._upgrade = upgrade
         self._mend = mend
+        self._looks = looks
         self._lock = threading.RLock()
         self._refused: OutboxError | None = None
         self._tried_at = 0.0
@@ -111,7 +122,7 @@ class Database:
                 self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             try:
-                connection.row_factory = sqlite3.Row
+                readable(connection)
                 connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
@@ -140,7 +151,11 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         self._upgrade(connection)
         connection.executescript(self._schema)
-        self._mend(connection)
+        if self._looks:
+            try:
+                self._mend(connection)
+            except Exception as error:  # noqa: BLE001 - a damaged page, a full disk: as good as before
+                log.unexpected("database.not_mended", error, path=str(self.path))
 
     def _reopen(self, what: str) -> None:
         assert self._refused is not None

@@ -43,7 +43,7 @@ _NO_PLACE = (
 )
 _NEWEST = "(SELECT max({0}) FROM letters WHERE typeof({0}) IN " + _NUMBERS + ")"
 _COLUMNS = {
-    "id": ("id IS NULL", "'torn ' || rowid"),
+    "id": ("typeof(id) <> 'text' OR id GLOB '*[^ -~]*'", "'torn ' || rowid"),
     "bytes": ("typeof(bytes) <> 'integer'", f"length(CAST(data AS BLOB)) + {ROW_OVERHEAD}"),
     "state": ("state NOT IN ('waiting', 'receipted')", "'waiting'"),
     "born": (f"typeof(born) NOT IN {_NUMBERS} AND born IS NOT NULL", _NEWEST.format("born")),
@@ -55,7 +55,8 @@ _COLUMNS = {
 """Columns of `letters`: when they are torn, and what is put there. A torn age is that of the youngest."""
 _TORN_LETTER = " OR ".join(f"({condition})" for condition in [_NO_PLACE, *(when for when, _ in _COLUMNS.values())])
 _TORN_LOSS = (
-    f"lane NOT IN {_LANES} OR typeof(first) <> 'integer' OR typeof(last) <> 'integer' OR first < 1 OR last < first"
+    f"lane NOT IN {_LANES} OR typeof(first) <> 'integer' OR typeof(last) <> 'integer' OR first < 1 OR last < first "
+    "OR length(epoch) <> 26 OR epoch GLOB '*[^0-9A-Z]*'"
 )
 _OURS = f"epoch = {_EPOCH} AND lane IN {_LANES}"
 """Of other epochs and lanes nothing is read here."""
@@ -66,6 +67,8 @@ def mend(connection: Connection) -> bool:
     if not _torn(connection):
         return False
     with transaction(connection):
+        if not _torn(connection):
+            return False  # another process wrote between two looks
         epoch = _mend_epoch(connection)
         # Numbers of which no row tells any more are found as holes below.
         shortened = connection.execute(
@@ -92,7 +95,7 @@ def mend(connection: Connection) -> bool:
 
 def _torn(connection: Connection) -> bool:
     epoch = find_epoch(connection)
-    if (epoch is None or not _is_ulid(epoch)) and connection.execute("SELECT 1 FROM letters LIMIT 1").fetchone():
+    if not _is_ulid(epoch) if epoch else connection.execute("SELECT 1 FROM letters LIMIT 1").fetchone():
         return True
     for table, condition in (
         ("lanes", f"{_OURS} AND (typeof(issued) <> 'integer' OR typeof(mark) <> 'integer')"),

@@ -82,14 +82,19 @@ class Postman:
         self.sent_again = 0
         self.problem: str | None = None
 
-    def begin(self, marks: Mapping[Lane, int]) -> None:
-        """Start from the courier's marks; a lane that it does not name is at 0."""
+    def begin(self, marks: Mapping[Lane, int], answered_s: float | None = None) -> None:
+        """Start from the courier's marks; a lane that it does not name is at 0.
+
+        Args:
+            marks: by lane.
+            answered_s: how long hello took, there and back, if that is known.
+        """
         self._flights = {lane: Flight(mark=marks.get(lane, 0), sent=marks.get(lane, 0)) for lane in LANES}
         self._highest = dict.fromkeys(LANES, 0)
         path_s = self._post.link.measured().round_trip_s
         if path_s is not None:
             # Another connection may go another way; what was learned of a slow one would make waits long for nothing.
-            self.round_trip = RoundTrip().with_sample(path_s)
+            self.round_trip = RoundTrip().with_sample(max(path_s, answered_s or 0.0))
         self._active = True
         self._wake.set()
 
@@ -194,12 +199,16 @@ class Postman:
                     runs[lane] = run
                 if due is not None:
                     dues.append(due)
-        sent = self._send(runs)
-        for lane, run in runs.items():
+        sent: dict[Lane, int] = {lane: run.first - 1 for lane, run in runs.items()}
+        try:
+            self._send(runs, sent)
+        finally:
+            for lane, run in runs.items():
+                if sent[lane] < run.last:
+                    self._flights[lane] = cut_short(self._flights[lane], sent[lane])
+        for lane in runs:
             if not self._rests(lane):
                 self._trouble[lane].passed()
-            if sent[lane] < run.last:
-                self._flights[lane] = cut_short(self._flights[lane], sent[lane])
         return min(dues, default=None)
 
     def _planned(self, lane: Lane, window: int, *, moving: bool) -> tuple[Run | None, float | None]:
@@ -215,9 +224,8 @@ class Postman:
             self._trouble[lane].passed()
         return decision.run, decision.due
 
-    def _send(self, runs: Mapping[Lane, Run]) -> dict[Lane, int]:
-        """Control first, then the others in turns; returns the last sequence of each that the link took."""
-        sent: dict[Lane, int] = {lane: run.first - 1 for lane, run in runs.items()}
+    def _send(self, runs: Mapping[Lane, Run], sent: dict[Lane, int]) -> None:
+        """Control first, then the others in turns; `sent` says up to where the link took each."""
         letters = {lane: self._letters(lane, run) for lane, run in runs.items()}
         with self._contained("control"):
             for letter in letters.pop("control", ()):
@@ -248,7 +256,6 @@ class Postman:
                 continue
             self._turns = self._turns.charged(lane, len(letter.data), letters)
             sent[lane] = letter.sequence
-        return sent
 
     def _letters(self, lane: Lane, run: Run) -> Iterator[Stored]:
         first = run.first

@@ -10,8 +10,13 @@ from pathlib import Path
 
 def empty_database() -> sqlite3.Connection:
     """A database in memory."""
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    return readable(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+
+
+def readable(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Rows by name; bytes that are no text are replaced, since one flipped bit must not hide all other rows."""
     connection.row_factory = sqlite3.Row
+    connection.text_factory = lambda raw: raw.decode(errors="replace")
     return connection
 
 

@@ -129,7 +129,7 @@ class Store:
         self._tried_at = 0.0
         self._known: tuple[str, Lanes] = (str(ULID()), {})
         """Epoch and lanes as this process left them, for a file that cannot be read any more."""
-        self.database = Database(path, SCHEMA, upgrade, mend)
+        self.database = Database(path, SCHEMA, upgrade, mend, looks=sends)
         try:
             with self.database.write("prepare the outbox") as connection:
                 self._prepare(connection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 from ulid import ULID
 
 from edge_runtime.household import TWIN, stored_twin
+from edge_runtime.letters import mending
 from edge_runtime.letters.admission import Admission
+from edge_runtime.letters.database import PAGE_BYTES
 from edge_runtime.letters.inbox import Inbox
 from edge_runtime.letters.newest import NEWEST, NewestReceipt
 from edge_runtime.letters.sending import Run
@@ -129,6 +133,7 @@ def test_a_letter_that_lost_its_id_is_given_up_like_others_that_cannot_be_signed
         ("first = 'torn'", [("normal", 2, 3, "disk")]),
         ("lane = 'torn'", [("normal", 2, 3, "disk")]),
         ("reason = 'worn'", [("normal", 2, 3, "disk")]),
+        ("epoch = 'torn'", [("normal", 2, 3, "disk")]),
     ],
 )
 def test_a_torn_loss_is_told_all_the_same(bench, change, expected) -> None:
@@ -165,6 +170,77 @@ def test_nothing_is_mended_under_letters_in_memory(bench) -> None:
     assert bench.outbox.storage == "disk"
     bench.reopen()
     assert sorted(name for _, name in bench.all_above()) == sorted(ids)
+
+
+NO_TEXT = "CAST(x'ff80' AS TEXT)"
+"""What a flipped bit makes of a text."""
+
+
+@pytest.mark.parametrize("column", ["id", "lane", "epoch", "kind", "data", "state", "latest"])
+def test_bytes_that_are_no_text_stop_neither_the_start_nor_the_others(bench, column) -> None:
+    ids = [bench.add(number) for number in range(3)]
+    urgent = bench.add(3, "control")
+    tear(bench, f"UPDATE letters SET {column} = {NO_TEXT} WHERE lane = 'normal' AND sequence = 2")
+    bench.reopen()
+    assert bench.all_above("control") == [(1, urgent)]
+    held = dict(bench.all_above())
+    assert (held[1], held[3]) == (ids[0], ids[2])
+    bench.reopen()
+    assert not bench.outbox.mend(), "once is enough"
+
+
+@pytest.mark.parametrize("table", ["meta SET value", "lanes SET lane", "lanes SET issued", "losses SET epoch"])
+def test_nor_do_they_elsewhere(bench, table) -> None:
+    name = bench.add(1)
+    bench.add(2)
+    bench.outbox.give_up(bench.outbox.load("normal", Run(2, 2))[0], "unsendable")
+    tear(bench, f"UPDATE {table} = {NO_TEXT}")
+    bench.reopen()
+    ((sequence, held),) = bench.all_above()
+    assert (sequence, held) == (1, name)
+    assert ULID.from_str(bench.outbox.epoch)
+    bench.outbox.report_losses()
+
+
+def test_an_epoch_without_letters_gets_a_name_too(bench) -> None:
+    tear(bench, "UPDATE meta SET value = 'torn' WHERE key = 'epoch'")
+    bench.reopen()
+    assert ULID.from_str(bench.outbox.epoch)
+
+
+def test_a_damaged_page_of_receipted_letters_ends_no_start(bench) -> None:
+    for number in range(60):
+        bench.add(number, text="x" * 300)
+    bench.outbox.receipt({"normal": 40})
+    with closing(sqlite3.connect(bench.path)) as connection:
+        find = "SELECT pageno FROM dbstat WHERE name = 'letters' AND pagetype = 'leaf' ORDER BY path"
+        leaves = [page for (page,) in connection.execute(find)]
+    bench.outbox.close()
+    place = (leaves[len(leaves) // 3] - 1) * PAGE_BYTES
+    content = bytearray(bench.path.read_bytes())
+    content[place : place + PAGE_BYTES // 2] = bytes(PAGE_BYTES // 2)
+    bench.path.write_bytes(content)
+    bench.open()
+    assert bench.outbox.storage == "disk"
+    assert bench.sequences(mark=40) == list(range(41, 61))
+    assert bench.add(60)
+
+
+def test_what_another_process_adds_between_two_looks_is_not_torn(bench, monkeypatch) -> None:
+    looks = iter([True])
+    really = mending._torn
+    monkeypatch.setattr(mending, "_torn", lambda connection: next(looks, None) or really(connection))
+    bench.add(1)
+    assert not bench.outbox.mend()
+
+
+def test_only_who_sends_looks_through_the_whole_file_at_its_opening(bench, monkeypatch) -> None:
+    looked = []
+    monkeypatch.setattr(mending, "_torn", lambda _: looked.append(1))
+    bench.another().close()
+    assert looked == []
+    bench.reopen()
+    assert looked
 
 
 @pytest.fixture

@@ -27,13 +27,17 @@ from tests.support.platform import until
 from tests.unit.test_edge_unsendable import IDENTITY
 
 
-@pytest.mark.parametrize(("path_s", "wait_s"), [(0.2, 1.1), (None, MAX_WAIT_S)])
-def test_a_slow_connection_is_forgotten_where_the_next_one_is_known(path_s: float | None, wait_s: float) -> None:
+@pytest.mark.parametrize(
+    ("path_s", "answered_s", "wait_s"), [(0.2, None, 1.1), (0.2, 0.1, 1.1), (0.2, 6.0, 18.5), (None, None, MAX_WAIT_S)]
+)
+def test_a_slow_connection_is_forgotten_where_the_next_one_is_known(
+    path_s: float | None, answered_s: float | None, wait_s: float
+) -> None:
     made: dict[str, Any] = dict.fromkeys(("outbox", "identity", "clock"))
     link: Any = SimpleNamespace(measured=lambda: SimpleNamespace(round_trip_s=path_s))
     postman = Postman(Post(link=link, **made))
     postman.round_trip = RoundTrip().with_sample(40.0)
-    postman.begin({})
+    postman.begin({}, answered_s)
     assert postman.round_trip.wait_s == pytest.approx(wait_s)
 
 
@@ -125,14 +129,15 @@ async def test_what_nobody_expected_beside_the_lanes_is_tried_again(office: Offi
         await until(lambda: office.postman.problem is None, "no problem any more")
 
 
+def fail(*_: object) -> None:
+    raise OutboxError("read in outbox.db: the disk fails", reason="disk_failed")
+
+
 async def test_a_disk_that_fails_is_said_as_before(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     office.bench.add(1)
 
-    def full(*_: object) -> None:
-        raise OutboxError("read in outbox.db: the disk fails", reason="disk_failed")
-
     with monkeypatch.context() as patch:
-        patch.setattr(office.bench.outbox, "load", full)
+        patch.setattr(office.bench.outbox, "load", fail)
         async with office.at_work():
             await until(lambda: office.postman.problem == "read in outbox.db: the disk fails", "the problem")
 
@@ -174,3 +179,17 @@ def test_what_fails_again_and_again_is_tried_later_and_later() -> None:
 def tear(office: Office, change: str) -> None:
     with office.bench.outbox.database.write("change a row") as connection:
         connection.execute(change)
+
+
+def test_what_a_failing_disk_kept_from_the_link_does_not_count_as_sent(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office.bench.add(1)
+    office.postman.begin({})
+    with monkeypatch.context() as broken:
+        broken.setattr(office.bench.outbox, "load", fail)
+        office.postman._try()
+        assert office.sent == []
+        assert office.postman.problem
+    office.postman._try()
+    assert office.sent == [("normal", 1)]
