@@ -218,7 +218,7 @@ def _show(found: RejectedLetter) -> None:
     ]
     table(f"rejected message {found.id}", ("what", "value"), rows)
     if found.body is not None:
-        console.print_json(data=found.body)
+        console.print_json(data=found.body, ensure_ascii=True)
     else:
         console.print(_printable(found.raw), markup=False, highlight=False, soft_wrap=True)
 

@@ -84,9 +84,9 @@ class Intake:
                         await self._take(message)
             except (NatsError, TimeoutError, UnreachableError, PullError) as error:
                 log.warning("intake.retried", service=self._service, kind=self._kind, error=repr(error))
-                await asyncio.sleep(RETRY_S)
             finally:
                 await self._detach()
+            await asyncio.sleep(RETRY_S)
 
     def _disconnected(self) -> None:
         if self._puller is not None:

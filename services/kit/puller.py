@@ -28,7 +28,8 @@ from services.kit.errors import PlatformError
 
 log = structlog.get_logger()
 
-SCAN_BATCH = 1_000
+SCAN_BATCH = 256
+"""Twice as many of 64 KiB may be under way, and nats-server ends a connection that is 64 MiB behind."""
 GRACE_S = 2.0
 RENEW = 0.8
 """After this part of its life a request is followed by the next."""
@@ -188,7 +189,7 @@ async def scan(
     """Every message, or those of one subject, from `start` to what is last when the scan begins.
 
     Raises:
-        PullError: if the last was not reached though it is there.
+        PullError: if the last was not reached though it is there, or something on the way to it was lost.
         nats.errors.Error: as `open_consumer`.
 
     The last ones may have been deleted, and the server's counts are wrong after deletes; then the end is where nothing
@@ -197,13 +198,17 @@ async def scan(
     last = await _last_of(bus, stream, subject)
     if last is not None and start > last:
         return
-    seen = start - 1
+    seen, taken = start - 1, 0
     puller = await open_reader(bus, stream, start, headers_only=headers_only, subject=subject)
     try:
         while (last is None or seen < last) and (batch := await puller.take(SCAN_BATCH, QUIET_S)):
             for message in batch:
+                taken += 1
+                if _delivery_of(message) != taken:
+                    # A connection that broke: the consumer goes on behind what it had sent.
+                    raise PullError(f"read {stream} from {start}: what follows {seen} was lost on the way; try again")
                 yield message
-            seen = sequence_of(batch[-1])
+                seen = sequence_of(message)
     finally:
         await puller.close()
     if last is not None and seen < last and await _holds(bus, stream, last):
@@ -234,6 +239,11 @@ async def _holds(bus: Bus, stream: str, sequence: int) -> bool:
 def sequence_of(message: Msg) -> int:
     """Place in its stream."""
     return int(_acknowledgement(message)[-4])
+
+
+def _delivery_of(message: Msg) -> int:
+    """Its number among those that the consumer sent."""
+    return int(_acknowledgement(message)[-3])
 
 
 def stored_s(message: Msg) -> float:

@@ -37,13 +37,22 @@ async def reading(live: LivePlatform) -> AsyncIterator[Bus]:
 
 
 class Lossy:
-    """A connection on which the first requests, all statuses, or one message and what follows it, get lost."""
+    """A connection on which the first requests, all statuses, or some messages behind the first ones get lost."""
 
-    def __init__(self, nc: Client, *, requests: int = 0, statuses: bool = False, after: float = float("inf")) -> None:
+    def __init__(
+        self,
+        nc: Client,
+        *,
+        requests: int = 0,
+        statuses: bool = False,
+        after: float = float("inf"),
+        messages: float = float("inf"),
+    ) -> None:
         self._nc = nc
         self._requests = requests
         self._statuses = statuses
         self._after = after
+        self._messages = messages
         self.lost = 0
         self.sent = 0
         self.is_closed = False
@@ -53,7 +62,10 @@ class Lossy:
 
     async def subscribe(self, subject: str, cb: Callable[[Msg], Awaitable[None]]) -> Subscription:
         async def receive(message: Msg) -> None:
-            if (self._statuses and message.headers) or (not message.headers and self._after <= 0):
+            gone = not message.headers and -self._messages < self._after <= 0
+            if gone:
+                self._after -= 1
+            if gone or (self._statuses and message.headers):
                 self.lost += 1
             else:
                 self._after -= 1
@@ -185,6 +197,9 @@ async def test_a_scan_that_does_not_reach_its_end_says_so(live: LivePlatform, su
             assert [message async for message in scan(bus, IN.name, subject=nobodys)] == []
         lossy = cast("Bus", SimpleNamespace(nc=Lossy(bus.nc, after=2), js=bus.js))
         with pytest.raises(PullError, match="it ended at 2 though"):
+            _ = [message async for message in scan(lossy, IN.name, subject=subject)]
+        lossy = cast("Bus", SimpleNamespace(nc=Lossy(bus.nc, after=1, messages=1), js=bus.js))
+        with pytest.raises(PullError, match="what follows 1 was lost on the way"):
             _ = [message async for message in scan(lossy, IN.name, subject=subject)]
         # What was deleted meanwhile is no longer missed.
         for sequence in [*sequences[2:], 4]:

@@ -43,6 +43,7 @@ class World:
 
     keys: dict[Address, bytes] = field(default_factory=dict)
     sent: list[tuple[Address, Parcel]] = field(default_factory=list)
+    revoked: set[Address] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.origins, self.arrived = Origins(10), asyncio.Event()
@@ -60,8 +61,8 @@ class World:
         if address in CARRIERS:
             return None
         seal_key = self.keys.get(address, X25519PrivateKey.generate().public_key().public_bytes_raw())
-        text = base64.b64encode(seal_key).decode()
-        return cast("DeviceRecord", SimpleNamespace(address=address, standing="enrolled", online=False, seal_key=text))
+        text, standing = base64.b64encode(seal_key).decode(), "revoked" if address in self.revoked else "enrolled"
+        return cast("DeviceRecord", SimpleNamespace(address=address, standing=standing, online=False, seal_key=text))
 
     async def _request(self, *_: Any, **__: Any) -> None:
         raise NoRespondersError
@@ -154,26 +155,48 @@ async def test_a_returning_carrier_is_sent_no_more_than_it_can_take_and_the_newe
     ]
 
 
+async def test_after_a_doubt_the_answer_is_made_anew_and_for_nobody_who_was_revoked(world: World) -> None:
+    for device in (CAM, OTHER):
+        world.origins.brought(device, CARRIERS[:1], time.monotonic())
+        world.origins.stored(device, str(ULID()))
+        world.answers.ask(device)
+    await world.until_sent(2)
+    firsts = {parcel.head.id for _, parcel in world.sent}
+    world.sent.clear()
+    world.origins.doubt()
+    world.answers.again(CARRIERS[0])
+    await world.until_sent(2)
+    assert not firsts & {parcel.head.id for _, parcel in world.sent}
+    assert all(parcel.head.acknowledges == [] for _, parcel in world.sent), "IN may have lost what was acknowledged"
+    world.sent.clear()
+    world.revoked.add(CAM)
+    world.origins.brought(CAM, CARRIERS[1:2], time.monotonic())
+    world.origins.brought(OTHER, CARRIERS[1:2], time.monotonic() - 1)
+    world.answers.again(CARRIERS[1])
+    await world.until_sent(1)
+    assert [parcel.head.destination for _, parcel in world.sent] == [OTHER.source]
+
+
 def parcels(size: int) -> tuple[Parcel, ...]:
     return (cast("Parcel", SimpleNamespace(write=lambda: bytes(size))),)
 
 
 def test_answers_are_kept_within_bytes_and_time_one_per_device() -> None:
     kept = KeptAnswers(100)
-    kept.put(CAM, parcels(60), 1.0)
-    kept.put(CAM, parcels(70), 2.0)
-    kept.put(OTHER, parcels(30), 3.0)
+    kept.put(CAM, parcels(60), 1.0, 0)
+    kept.put(CAM, parcels(70), 2.0, 0)
+    kept.put(OTHER, parcels(30), 3.0, 0)
     assert kept.size == 100
     found = kept.of(CAM, 3.0)
     assert found is not None
     assert (found.size, found.at) == (70, 2.0)
-    kept.put(CARRIERS[0], parcels(1), 4.0)
+    kept.put(CARRIERS[0], parcels(1), 4.0, 0)
     assert (kept.of(CAM, 4.0), kept.size) == (None, 31), "the oldest gave way"
     assert kept.of(OTHER, 3.0 + AGAIN_S) is not None
     assert kept.of(OTHER, 3.1 + AGAIN_S) is None
-    kept.put(CAM, parcels(2), 5.0 + AGAIN_S)
+    kept.put(CAM, parcels(2), 5.0 + AGAIN_S, 0)
     assert kept.size == 2
-    kept.put(CAM, parcels(101), 6.0 + AGAIN_S)
+    kept.put(CAM, parcels(101), 6.0 + AGAIN_S, 0)
     assert (kept.size, kept.of(CAM, 6.0 + AGAIN_S)) == (0, None)
 
 

@@ -45,8 +45,7 @@ FETCH = 16
 MAX_LETTERS = 256
 PACK_TIMEOUT_S = 5.0
 AGAIN_BYTES = 1 << 20
-"""Of answers that a carrier is sent once more at a time, more than any one has; nats-server cuts off whoever has 4 MB
-waiting."""
+"""Of answers that a carrier is sent once more at a time: more than any one has, and minutes on a poor link."""
 _ANSWER, _AGAIN = "answer", "again"
 """What is owed: to a device an answer, to a carrier once more the answers to what it brought."""
 _EVERYTHING = TrustState(root=0)
@@ -168,6 +167,7 @@ class Answers:
             ways.append((address, "direct", 1))
         if not ways:
             return
+        doubts = self._origins.doubts
         try:
             answer = await self.write(address)
         except (PlatformError, NatsError, TimeoutError) as error:
@@ -178,7 +178,7 @@ class Answers:
             # The marks are being read; they will be known in a moment.
             self.ask(address)
             return
-        self._kept.put(address, answer.parcels, time.monotonic())
+        self._kept.put(address, answer.parcels, time.monotonic(), doubts)
         for receiver, way, copies in ways:
             await self._publish(receiver, answer.parcels, copies)
             metrics.ANSWERS.labels(way).inc()
@@ -186,8 +186,12 @@ class Answers:
     async def _send_again(self, carrier: Address) -> None:
         now, room = time.monotonic(), AGAIN_BYTES
         for address in self._origins.brought_by(carrier, now):
-            kept = self._kept.of(address, now)
-            if kept is None:
+            kept, record = self._kept.of(address, now), self._premises.book.get(address)
+            if kept is None or record is None or record.standing != "enrolled":
+                continue
+            if kept.doubts != self._origins.doubts:
+                # It acknowledges what a server that came back may have lost.
+                self.ask(address)
                 continue
             room -= kept.size
             if room < 0:

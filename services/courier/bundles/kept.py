@@ -17,11 +17,13 @@ class Kept:
     Attributes:
         size: of its frames, in bytes.
         at: when it was made, monotonic.
+        doubts: how often what IN holds had come into doubt by then; what it acknowledges holds no longer than that.
     """
 
     parcels: tuple[Parcel, ...]
     size: int
     at: float
+    doubts: int
 
 
 class KeptAnswers:
@@ -32,10 +34,10 @@ class KeptAnswers:
         self._kept: OrderedDict[Address, Kept] = OrderedDict()
         self.size = 0
 
-    def put(self, address: Address, parcels: tuple[Parcel, ...], now: float) -> None:
+    def put(self, address: Address, parcels: tuple[Parcel, ...], now: float, doubts: int) -> None:
         """Keep an answer in place of the device's former one."""
         former = self._kept.pop(address, None)
-        kept = Kept(parcels, sum(len(parcel.write()) for parcel in parcels), now)
+        kept = Kept(parcels, sum(len(parcel.write()) for parcel in parcels), now, doubts)
         self._kept[address] = kept
         self.size += kept.size - (former.size if former else 0)
         while self._kept and (self.size > self._limit or next(iter(self._kept.values())).at < now - AGAIN_S):

@@ -45,6 +45,8 @@ class Origins:
         self._limit = limit
         self._origins: OrderedDict[Address, Origin] = OrderedDict()
         self._brought: OrderedDict[Address, OrderedDict[Address, float]] = OrderedDict()
+        self.doubts = 0
+        """How often what IN holds came into doubt."""
 
     def __len__(self) -> int:
         return len(self._origins)
@@ -102,6 +104,7 @@ class Origins:
 
     def doubt(self) -> None:
         """IN may hold less than was acknowledged."""
+        self.doubts += 1
         for origin in self._origins.values():
             origin.stored = ()
 
