@@ -10,6 +10,7 @@ from typing import Any
 
 from edge_runtime.carriers.custodian import MAX_FRAGMENTS_CARRIED
 from edge_runtime.carriers.explained import NO_CUSTODY, as_lines
+from edge_runtime.carriers.listing import is_there
 from edge_runtime.carriers.store import CarriedStore
 from edge_runtime.condition.readings import DeviceReadings
 from edge_runtime.condition.status import read_status, suspension
@@ -52,7 +53,7 @@ def explanation(settings: EdgeSettings) -> dict[str, Any]:
     )
     conduct.look()  # what cannot be read is said here, and not guessed
     stick = settings.carriers.folder
-    found = conduct.explanation(folder=stick is not None and stick.is_dir())
+    found = conduct.explanation(folder=stick is not None and is_there(stick))
     return {"source": "computed", "as_of": None, **found, "carriers": _custody(settings, folder), "figures": {}}
 
 

@@ -128,10 +128,11 @@ class EdgeDevice:
     def problem(self) -> str | None:
         """Why nothing is sent although `start_heartbeat` was called: the agent has ended by itself. Else None."""
         ended = self._ended
-        if ended is None or not ended.done():
+        error = ended.exception() if ended is not None and ended.done() else None
+        if error is None:
             return None
         return (
-            f"send the letters of this device: its agent ended with {ended.exception()!r}; "
+            f"send the letters of this device: its agent ended with {error!r}; "
             "they are kept; close this EdgeDevice and start anew"
         )
 

@@ -132,6 +132,11 @@ def _show_import(report: ImportReport, folder: Path) -> None:
             f"not looked at: {counted(report.left, 'file')}, since there are too many; import again, to look at others",
             soft_wrap=True,
         )
+    if report.kept:
+        errors.print(
+            f"not taken out: {counted(report.kept, 'file')}, since that is not allowed there; what they hold is stored",
+            soft_wrap=True,
+        )
     if report.receipts:
         console.print(f"wrote receipts for {counted(report.receipts, 'device')}; carry the folder back to them")
     console.print(f"next: [bold]causeway bundle export {folder} --all[/] adds what waits for them", soft_wrap=True)

@@ -15,15 +15,16 @@ _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 def remove(path: Path) -> bool:
     """Delete a file; False if that is not allowed. Raises OSError."""
-    return _allowed(partial(path.unlink, missing_ok=True))
+    return allowed(partial(path.unlink, missing_ok=True))
 
 
 def rewrite(path: Path, parcel: Parcel) -> bool:
     """Put a fragment in the place of a file; False if that is not allowed. Raises OSError."""
-    return _allowed(partial(write_durable, path, parcel.write(), 0o644))
+    return allowed(partial(write_durable, path, parcel.write(), 0o644))
 
 
-def _allowed(change: Callable[[], None]) -> bool:
+def allowed(change: Callable[[], None]) -> bool:
+    """Make a change; False if the folder may only be read. Raises OSError."""
     try:
         change()
     except OSError as error:

@@ -48,6 +48,9 @@ MAX_REASONS = 16
 GIVER = "folder"
 
 
+_Stamp = tuple[int, int, int, bool]
+
+
 class FolderError(EdgeError):
     """A folder that cannot be read or written."""
 
@@ -59,11 +62,12 @@ class _Idle:
     """When a file was looked at, by its time of change and size, and what it is of.
 
     Attributes:
+        stamp: None where it could not be read, so that it is looked at again.
         label: None where it is no fragment.
         refused: whether it is not what it claims to be.
     """
 
-    stamp: tuple[int, int, bool]
+    stamp: _Stamp | None
     label: Label | None
     refused: bool = False
 
@@ -203,9 +207,8 @@ class FolderCarrier:
         if was is not None and was.stamp == stamp and was.label is None:
             self._still(path, was, done)
             return
-        parcel = self._read(path, done)
+        parcel = self._read(path, stamp, done)
         if parcel is None:
-            self._idle[path] = _Idle(stamp, None, refused=True)
             return
         verdict = self._judged(path, parcel, done)
         done.arrived += verdict == "arrived"
@@ -221,32 +224,34 @@ class FolderCarrier:
         if was is not None and was.stamp == stamp and (was.label is None or not store.is_done(was.label)):
             self._still(path, was, done)
             return
-        parcel = self._read(path, done)
-        label = label_of(parcel.head) if parcel is not None else None
-        if label is not None and store.is_done(label):
-            remove(path)
-            return
-        self._idle[path] = _Idle(stamp, label, refused=parcel is None)
+        parcel = self._read(path, stamp, done)
         if parcel is None:
             return
+        label = label_of(parcel.head)
+        if store.is_done(label):
+            remove(path)
+            return
+        self._idle[path] = _Idle(stamp, label)
         key, granted = key_of(parcel), self._granted(parcel)
         known = store.facts(key)
         if granted is None or store.was_seen(key) or (known is not None and known.copies):
             return
         way = parcel.on_its_way(hops=parcel.way.hops + 1, copies=1, age_s=parcel.way.age_s)
         verdict = self._judged(path, way, done)
-        if verdict != "kept":
+        if verdict not in {"kept", "full"}:
             self._idle[path] = _Idle(stamp, label, refused=verdict == "refused")
             return
         del self._idle[path]
+        if verdict == "full":
+            return  # there may be room the next time
         done.carried += 1
         left = parcel.on_its_way(hops=parcel.way.hops, copies=max(1, granted[1]), age_s=parcel.way.age_s)
         if remove(path) if not granted[1] else rewrite(path, left):
             store.own_more(key, granted[0])
 
-    def _stamp(self, path: Path) -> tuple[int, int, bool]:
+    def _stamp(self, path: Path) -> _Stamp:
         about = path.lstat()
-        return about.st_mtime_ns, about.st_size, self.custodian.linked
+        return about.st_mtime_ns, about.st_ctime_ns, about.st_size, self.custodian.linked
 
     def _still(self, path: Path, was: _Idle, done: Imported) -> None:
         self._idle[path] = was
@@ -281,12 +286,18 @@ class FolderCarrier:
         if done.pieces:
             os.sync()
 
-    def _read(self, path: Path, done: Imported) -> Parcel | None:
-        raw = read_bounded(path, MAX_FRAME_BYTES)
+    def _read(self, path: Path, stamp: _Stamp, done: Imported) -> Parcel | None:
+        try:
+            raw = read_bounded(path, MAX_FRAME_BYTES)
+        except OSError as error:
+            self._refused(path, f"it cannot be read: {error.strerror}", done)
+            self._idle[path] = _Idle(None, None, refused=True)
+            return None
         try:
             parcel = read_parcel(raw if raw is not None else b"")
         except ContractError as error:
             self._refused(path, str(error) if raw is not None else "it is no file that a fragment could be", done)
+            self._idle[path] = _Idle(stamp, None, refused=True)
             return None
         # The time in the folder counts, as far as the clocks tell it.
         way, lying = parcel.way, elapsed_s(Moment("folder", 0.0, path.lstat().st_mtime), machine_moment())
@@ -367,10 +378,10 @@ def _meeting(*, own: bool) -> Meeting:
 
 
 def _parcel(path: Path) -> Parcel | None:
-    """A fragment, if it is one."""
+    """A fragment, if it is one and can be read."""
     try:
         return read_parcel(read_bounded(path, MAX_FRAME_BYTES) or b"")
-    except ContractError:
+    except (ContractError, OSError):
         return None
 
 

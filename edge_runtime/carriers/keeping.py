@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from edge_runtime.cancelling import end_if_cancelled
 from edge_runtime.logs import Log
 
 log = Log(__name__)
@@ -31,6 +32,7 @@ async def keep(name: str, work: Callable[[], Awaitable[None]], problems: dict[st
         except Exception as error:
             log.exception("carriers.unexpected", work=name)
             problems[name] = f"{name}: {error!r}; the log says where; it is tried again"
+            end_if_cancelled()
         else:
             return
         if time.monotonic() - began > MAX_AGAIN_S:

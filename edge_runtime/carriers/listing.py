@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
@@ -26,7 +25,7 @@ class Listed:
     """Some of the entries of folders, in the order of their names.
 
     Attributes:
-        left: how many more have such a name.
+        left: how many more have such a name, and how many folders could not be read.
     """
 
     paths: list[Path]
@@ -58,23 +57,34 @@ def devices(parent: Path) -> Listed:
 
 
 def some(folders: Sequence[Path], wanted: Callable[[os.DirEntry[str]], bool]) -> Listed:
-    """Entries that are wanted, of all folders together, whatever else lies there. Raises OSError."""
+    """Entries that are wanted, of all folders together, whatever else lies there.
+
+    Raises:
+        OSError: if none of the folders can be read.
+    """
     paths: list[Path] = []
     seen = read = 0
+    unread: list[OSError] = []
     # Whoever fills folders must not choose what is never seen: neither by which comes first, nor within one, where each
     # entry has the same chance (Vitter's R).
     for folder in random.sample(folders, len(folders)):
-        if folder.is_symlink() or not folder.is_dir():
-            continue
-        # It may be taken away in between.
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in itertools.islice(entries, MAX_NAMES - read):
-                read += 1
-                if not wanted(entry):
-                    continue
-                seen += 1
-                if len(paths) < MAX_FILES:
-                    paths.append(folder / entry.name)
-                elif (place := random.randrange(seen)) < MAX_FILES:  # noqa: S311 - no secret
-                    paths[place] = folder / entry.name
-    return Listed(sorted(paths, key=lambda path: (path.name, path)), seen - len(paths))
+        try:
+            if folder.is_symlink() or not folder.is_dir():
+                continue
+            with os.scandir(folder) as entries:
+                for entry in itertools.islice(entries, MAX_NAMES - read):
+                    read += 1
+                    if not wanted(entry):
+                        continue
+                    seen += 1
+                    if len(paths) < MAX_FILES:
+                        paths.append(folder / entry.name)
+                    elif (place := random.randrange(seen)) < MAX_FILES:  # noqa: S311 - no secret
+                        paths[place] = folder / entry.name
+        except FileNotFoundError:
+            continue  # it was taken away in between
+        except OSError as error:
+            unread.append(error)
+    if unread and len(unread) == len(folders):
+        raise unread[0]
+    return Listed(sorted(paths, key=lambda path: (path.name, path)), seen - len(paths) + len(unread))

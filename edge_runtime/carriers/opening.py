@@ -22,14 +22,16 @@ from schemas.topics import DOWN_LETTERS
 log = Log(__name__)
 
 RECEIPT = "receipt"
+MAX_PAUSE_TURNS = 256
+"""Of a bundle whose trust pack could not be judged, before it is tried again; twice as many each time, up to this."""
 _MAX_LINE = 512
 
 
 class Reader(Protocol):
     """Where the contents go."""
 
-    async def take_trust(self, pack: bytes) -> None:
-        """Verify and take over a trust pack; what is wrong with it is reported elsewhere."""
+    async def take_trust(self, pack: bytes) -> bool:
+        """Verify and take over a trust pack; what is wrong with it is told elsewhere. False if it was not judged."""
 
     def take_receipt(self, raw: bytes) -> None:
         """Judge a receipt."""
@@ -57,6 +59,9 @@ class Opening:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._unknown: dict[str, object] = {}
+        self._turn = 0
+        self._unjudged: dict[str, tuple[int, int]] = {}
+        """Bundles whose trust pack could not be judged: the turn that tries again, and how many turns that waited."""
         self.problem: str | None = None
 
     async def run(self) -> int:
@@ -69,8 +74,12 @@ class Opening:
         store = self._desk.custodian.store
         whole = store.whole(self._desk.identity().address.source)
         self._unknown = {bundle: version for bundle, version in self._unknown.items() if bundle in whole}
+        self._unjudged = {bundle: again for bundle, again in self._unjudged.items() if bundle in whole}
+        self._turn += 1
         for bundle in whole:
             if bundle in self._unknown and self._unknown[bundle] == self._desk.reader.trust_version():
+                continue
+            if self._unjudged.get(bundle, (0, 0))[0] > self._turn:
                 continue
             # While another was opened, it may have made room for newer ones.
             if bundle in store.whole(self._desk.identity().address.source):
@@ -80,6 +89,7 @@ class Opening:
     async def _take(self, bundle: str) -> bool:
         desk, store = self._desk, self._desk.custodian.store
         parcels, known = store.fragments_of(bundle, desk.identity().address.source), False
+        judged = True
         try:
             _check_heads(parcels)
             known = all(desk.custodian.known_signer(parcel) for parcel in parcels)
@@ -87,11 +97,17 @@ class Opening:
             contents = open_bundle(parcels, X25519PrivateKey.from_private_bytes(seed))
             if contents.trust is not None:
                 # It proves itself; and it may be what introduces the signer.
-                await desk.reader.take_trust(base64.b64decode(contents.trust))
+                judged = await desk.reader.take_trust(base64.b64decode(contents.trust))
                 known = all(desk.custodian.known_signer(parcel) for parcel in parcels)
         except (TrustError, ContractError) as error:
             self._refuse(parcels, error, known=known)
             return False
+        if not known and not judged:
+            # Later and later: what ends the worker may be the pack, which anybody may have made.
+            pause = min(2 * self._unjudged.get(bundle, (0, 0))[1] or 1, MAX_PAUSE_TURNS)
+            self._unjudged[bundle] = (self._turn + pause, pause)
+            return False
+        self._unjudged.pop(bundle, None)
         if not known:
             self._unknown[bundle] = desk.reader.trust_version()
             log.warning("bundle.unknown_signer", bundle=bundle)

@@ -114,7 +114,12 @@ class Packer:
                     )
                     break
                 continue
-            self._write(filled, waiting.epoch, seal_key, decision.close)
+            try:
+                self._write(filled, waiting.epoch, seal_key, decision.close)
+            except ContractError as error:
+                # Of the platform's key, say. What is carried for others goes on.
+                self.problem = f"make a bundle: {error}"
+                return made
             made += 1
             if not filled.more:
                 break

@@ -107,22 +107,23 @@ def _is_piece(prefix: str, entry: os.DirEntry[str]) -> bool:
 
 def read_piece_file(root: Path, digest: str) -> bytes | None:
     """A piece or a recipe, if it is there and is what it is named."""
-    data = read_bounded(piece_path(root, digest), max(MAX_PIECE_BYTES, MAX_RECIPE_BYTES))
+    try:
+        data = read_bounded(piece_path(root, digest), max(MAX_PIECE_BYTES, MAX_RECIPE_BYTES))
+    except OSError:
+        return None
     return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
 
 
 def read_bounded(path: Path, limit: int) -> bytes | None:
-    """A regular file of at most so many bytes; None for anything else. Follows no link out of the folder."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
+    """A regular file of at most so many bytes; None for what is none. Follows no link out of the folder.
+
+    Raises:
+        OSError: if it cannot be read, now at least.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
             return None
-        try:
-            data = file.read(limit + 1)
-        except OSError:
-            return None
+        data = file.read(limit + 1)
     return data if len(data) <= limit else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edge_runtime.cancelling import end_if_cancelled
 from edge_runtime.carriers.folder import FolderCarrier
 from edge_runtime.carriers.handing import Counter, HandingIn
 from edge_runtime.carriers.keeping import keep
@@ -187,6 +188,7 @@ class CarrierService:
                 if self._problems.get(work.__name__) != str(error):
                     log.error("carriers.failed", work=work.__name__, message=str(error))
                 self._problems[work.__name__] = str(error)
+                end_if_cancelled()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await (now or asyncio.Event()).wait()
@@ -232,8 +234,16 @@ class CarrierService:
             raise
         if not self._folder_there:
             return
-        taken = await asyncio.to_thread(folder.take) if await asyncio.to_thread(folder.root.is_dir) else Imported()
+        taken, failed = Imported(), None
+        try:
+            if await asyncio.to_thread(folder.root.is_dir):
+                taken = await asyncio.to_thread(folder.take)
+        except EdgeError as error:
+            # What cannot be read there keeps nothing from being written.
+            failed = error
         written = await asyncio.to_thread(folder.export, own=self.choice.transport == "folder")
+        if failed is not None:
+            raise failed
         self._folder_exchange = {
             "at": self._around.clock.now().isoformat(timespec="seconds"),
             "taken": taken.arrived + taken.carried,
@@ -279,8 +289,8 @@ class _Reader:
     def __init__(self, line: Line) -> None:
         self._line = line
 
-    async def take_trust(self, pack: bytes) -> None:
-        await self._line.trust.look(pack)
+    async def take_trust(self, pack: bytes) -> bool:
+        return await self._line.trust.look(pack)
 
     def take_receipt(self, raw: bytes) -> None:
         self._line.take_receipt(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class Conduct:
         return 0.0 if self._offline_since is None else self._monotonic() - self._offline_since
 
     def decisions(self) -> Decisions:
-        """Those of now, at most `LOOK_S` old; the last ones for as long as nothing can be read to decide by."""
+        """Those of now, at most `LOOK_S` old; while a sensor cannot be read, by what was read last and by the link."""
         if self._decisions is None or self._monotonic() >= self._looked + LOOK_S:
             try:
                 return self.look()
@@ -83,26 +84,34 @@ class Conduct:
                 if not self._failing:
                     log.exception("conduct.not_decided")
                 self._failing, self._looked = True, self._monotonic()
+            sensed = self._conditions or unknown_conditions(self._settings)
+            # Which way letters take hangs on the link alone. Where that is what raised, the last decisions hold.
+            with contextlib.suppress(Exception):
+                return self._decide(linked(sensed, self._link()))
         if self._decisions is None:
-            self._conditions = unknown_conditions(self._settings)
-            self._decisions = decide(self._conditions)
+            return self._decide(unknown_conditions(self._settings))
         return self._decisions
 
     def look(self) -> Decisions:
         """Decide anew. Raises whatever a probe raises."""
-        now, twin = self._monotonic(), self._twin()
+        twin = self._twin()
         asked_s = heartbeat_interval_s(self._settings.heartbeat_s, twin)
         conditions = self._readings.conditions(self._link(), asked_s, tightened(self._settings.limits, twin))
+        found = self._decide(conditions)
+        self._looked, self._failing = self._monotonic(), False
+        return found
+
+    def _decide(self, conditions: Conditions) -> Decisions:
         before = self._decisions
         found = decide(conditions, before.quality if before else "offline")
         if found.quality != "offline":
             self._offline_since = None
         elif self._offline_since is None:
-            self._offline_since = now
+            self._offline_since = self._monotonic()
         if before is not None and (before.quality, before.mode, before.bulk) != (found.quality, found.mode, found.bulk):
             why = found.reasons
             log.info("conduct.changed", quality=found.quality, mode=found.mode, bulk=found.bulk, why=why["quality"])
-        self._decisions, self._conditions, self._looked, self._failing = found, conditions, now, False
+        self._decisions, self._conditions = found, conditions
         return found
 
     def grant(self) -> Grant:
@@ -164,6 +173,17 @@ def unknown_conditions(settings: EdgeSettings) -> Conditions:
         memory_mb=None,
         heartbeat_s=heartbeat_interval_s(settings.heartbeat_s, None),
         limits=settings.limits,
+    )
+
+
+def linked(conditions: Conditions, link: Measured | None) -> Conditions:
+    """The same of a device with other figures of its link; None as of `Conduct`."""
+    return dataclasses.replace(
+        conditions,
+        answered=link is not None,
+        round_trip_s=link.round_trip_s if link else None,
+        loss_ratio=link.loss_ratio if link else None,
+        up_bytes_per_s=link.up_bytes_per_s if link else None,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from edge_runtime.cancelling import end_if_cancelled
 from edge_runtime.link import mqtt
 from edge_runtime.link.connection import Connection, Ears, Urgency
 from edge_runtime.link.dialling import PHASE_TIMEOUT_S, Endpoint, explain, reach
@@ -147,6 +148,7 @@ class Link:
                     log.exception("link.failed")
                 self._unexpected = self.problem
                 log.warning("link.unreachable", reason=self.problem)
+            end_if_cancelled()
             await self._pause(self._failures)
 
     def reconnect(self) -> None:
@@ -166,10 +168,11 @@ class Link:
         self._attempt = attempt
         try:
             await attempt.connect()
-            self._failures, self.problem, self.refused = 0, None, False
+            self.problem, self.refused = None, False
             self.connections += 1
             log.info("link.up", host=attempt.dial.endpoint.host, port=attempt.dial.endpoint.port)
             self._callbacks.up()
+            self._failures = 0
             self.problem = await attempt.lost
         except _RefusedError as error:
             self._failures += 1

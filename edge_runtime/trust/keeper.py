@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from edge_runtime.cancelling import end_if_cancelled
 from edge_runtime.errors import OutboxError, TrustError, WorkerError
 from edge_runtime.folder import EdgeFolder
 from edge_runtime.identity import Identity
@@ -27,6 +28,8 @@ REFRESH_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 2.0
 """Least time between two questions."""
 _LAST_PACK = "trust_pack"
+_NOT_JUDGED = frozenset({"crashed", "timeout"})
+"""Reasons of the worker's end, which say nothing of the pack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class TrustKeeper:
         self._asking: asyncio.TimerHandle | None = None
         self.error: TrustError | None = None
         """Why the last pack was refused."""
+        self._unexpected = ""
 
     def state(self) -> TrustState:
         """Versions held, for hello."""
@@ -120,8 +124,9 @@ class TrustKeeper:
         treasury.inbox.keep_floors(treasury.keyring.keys.keys())
         log.info("trust.refreshed", changed=result.get("changed"), **(result.get("trust") or {}))
 
-    async def look(self, pack: bytes) -> None:
-        """Take a pack over, or note in `error` why not."""
+    async def look(self, pack: bytes) -> bool:
+        """Take a pack over, or note in `error` why not; False if it could not be judged, so that it must come again."""
+        judged = True
         digest = hashlib.sha256(pack).hexdigest()
         try:
             # The depot answers every hello; a pack that was looked at before needs no worker.
@@ -132,20 +137,26 @@ class TrustKeeper:
         except TrustError as error:
             self.error = error
             log.error("trust.refused", reason=error.reason, message=str(error))
+            judged = error.reason not in _NOT_JUDGED
         except OutboxError as error:
             log.error("inbox.failed", reason=error.reason, message=str(error))
+            judged = False
         except Exception as error:  # noqa: BLE001 - the next pack is looked at all the same
             self._failed(error)
+            judged = False
+        end_if_cancelled()
         try:
             self._treasury.refreshed()
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
+        return judged
 
     def _failed(self, error: Exception) -> None:
         """As nobody expected; the pack is looked at again when it comes again, with an answer to hello."""
-        before, self.error = self.error, TrustError(f"look at a trust pack: {error!r}; the log says where")
-        if str(before) != str(self.error):
+        self.error = TrustError(f"look at a trust pack: {error!r}; the log says where")
+        if str(self.error) != self._unexpected:
             log.unexpected("trust.failed", error)
+        self._unexpected = str(self.error)
 
     def _ask_in(self, delay_s: float) -> None:
         if self._asking is None:

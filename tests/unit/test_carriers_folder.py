@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,84 @@ def test_a_folder_that_goes_while_it_is_listed_holds_nothing(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "scandir", scan)
     assert fragments(down).paths == []
+
+
+def test_a_fragment_that_could_not_be_read_once_is_read_again(
+    pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+    for device in pair:
+        (parcel,) = realm.answer(device, Contents())
+        to = stick / "causeway" / "down" / f"home.{device.address.device}"
+        write_durable(to / f"{parcel.head.id}.0.bundle", parcel.write())
+    carrier = a.stick(stick)
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_runtime.carriers.pieces.os.open", broken)
+        done = carrier.take()
+        assert (done.refused, len(done.reasons)) == (2, 2)
+        assert all("Input/output error" in reason for reason in done.reasons)
+        done = carrier.take()
+        assert (done.refused, done.reasons) == (2, []), "told once and counted for as long"
+    done = carrier.take()
+    assert (done.arrived, done.carried, done.refused) == (1, 1, 0)
+    assert {one.destination for one in a.store.carried()} == {a.address.source, b.address.source}
+
+
+def test_junk_that_may_be_read_since_is_looked_at(
+    pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = pair
+    (parcel,) = realm.answer(a, Contents())
+    path = stick / "causeway" / "down" / "home.a" / f"{parcel.head.id}.0.bundle"
+    write_durable(path, parcel.write())
+    carrier = a.stick(stick)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "read_bounded", lambda *_: None)
+        assert carrier.take().refused == 1
+    assert carrier.take().arrived == 0
+    before = path.stat()
+    path.chmod(0o600)
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    assert carrier.take().arrived == 1
+
+
+def test_what_found_no_room_is_taken_once_there_is_some(
+    pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+    (parcel,) = realm.answer(b, Contents())
+    write_durable(stick / "causeway" / "down" / "home.b" / f"{parcel.head.id}.0.bundle", parcel.write())
+    carrier = a.stick(stick)
+    with monkeypatch.context() as patch:
+        patch.setattr(a.custodian, "_post", replace(a.custodian._post, carry_bytes=1))
+        for _ in range(2):
+            done = carrier.take()
+            assert (done.carried, done.no_room) == (0, 1)
+    assert carrier.take().carried == 1
+
+
+def test_a_folder_of_another_device_that_cannot_be_read_keeps_nothing_from_being_taken(
+    three: list[Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = three[0]
+    for device in three:
+        (parcel,) = realm.answer(device, Contents())
+        to = stick / "causeway" / "down" / f"home.{device.address.device}"
+        write_durable(to / f"{parcel.head.id}.0.bundle", parcel.write())
+    closed, real = {"home.b"}, os.scandir
+
+    def scan(path: Path) -> Any:
+        if Path(path).name in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("edge_runtime.carriers.listing.os.scandir", scan)
+    done = a.stick(stick).take()
+    assert (done.arrived, done.carried, done.left) == (1, 1, 1)
+    closed.add("home.a")
+    with pytest.raises(FolderError, match="Permission denied"):
+        a.stick(stick).take()

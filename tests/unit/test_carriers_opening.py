@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.carriers.names import key_of
-from edge_runtime.carriers.opening import Desk, Opening
+from edge_runtime.carriers.opening import MAX_PAUSE_TURNS, Desk, Opening
 from edge_runtime.carriers.port import Peer
 from schemas.bundles import BUNDLE_TYPE, CarriedLetter, Contents
 from schemas.envelope import Signer, parse, seal
@@ -22,12 +22,14 @@ class Ear:
         self.heard: list[tuple[str, bytes]] = []
         self.full = False
         self.publishes = False
+        self.judges = True
 
-    async def take_trust(self, pack: bytes) -> None:
+    async def take_trust(self, pack: bytes) -> bool:
         self.heard.append(("trust", pack))
         if self.publishes:
             self._realm.publish(self._of.folder.root)
             self._of.keyring.reload()
+        return self.judges
 
     def take_receipt(self, raw: bytes) -> None:
         self.heard.append(("receipt", raw))
@@ -120,6 +122,29 @@ async def test_a_pack_inside_may_introduce_the_signer(realm: Realm, tmp_path: Pa
     a.close()
 
 
+async def test_a_pack_that_could_not_be_judged_is_tried_again_ever_later(realm: Realm, tmp_path: Path) -> None:
+    old = Signer.generate()
+    present, realm.signers["courier"] = realm.signers["courier"], old
+    a = Traveller(realm, tmp_path / "old", "old")
+    realm.signers["courier"] = present
+    made, ear, _ = opening(realm, a)
+    for parcel in realm.answer(a, CONTENTS):
+        a.custodian.down(parcel.write())
+    ear.judges = False
+    tried = []
+    for _ in range(600):
+        await made.run()
+        tried.append(len(ear.heard))
+    turns = [turn for turn in range(600) if turn == 0 or tried[turn] > tried[turn - 1]]
+    assert turns == [0, 1, 3, 7, 15, 31, 63, 127, 255, 511]
+    ear.judges = ear.publishes = True
+    ear.heard.clear()
+    for _ in range(MAX_PAUSE_TURNS):
+        await made.run()
+    assert [kind for kind, _ in ear.heard] == ["trust", "receipt", "config"]
+    a.close()
+
+
 async def test_a_bundle_that_cannot_be_read_is_reported_once(pair: tuple[Traveller, Traveller], realm: Realm) -> None:
     a, b = pair
     made, _, reports = opening(realm, a)
@@ -145,8 +170,9 @@ async def test_a_bundle_that_makes_room_while_another_is_opened_is_no_forgery(
     for parcel in answers:
         a.custodian.down(parcel.write())
 
-    async def evict(_: bytes) -> None:
+    async def evict(_: bytes) -> bool:
         a.store.drop([key_of(answers[1])])
+        return True
 
     ear.take_trust = evict  # type: ignore[assignment, method-assign]
     assert await made.run() == 1

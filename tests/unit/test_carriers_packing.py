@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.carriers.names import key_of
 from edge_runtime.carriers.packing import ASK_AGAIN_S, MAX_OPEN, REMAKE_S, Asked, Packed, Plan, Span, Waiting, plan
-from schemas.bundles import MAX_CARRIED
+from schemas.bundles import MAX_CARRIED, Contents
 from schemas.registry import EventReport
 from services.courier.up.ordering import LaneKey, Slip, rule
 from tests.support.carriers import Realm, Traveller, letters_of, meet
@@ -209,3 +210,20 @@ def test_the_platform_is_told_of_refused_letters_too(realm: Realm, tmp_path: Pat
     (parcels,) = a.bundles().values()
     assert realm.open(parcels).got == refused
     a.close()
+
+
+def test_a_key_that_nothing_can_be_sealed_to_keeps_nothing_of_others_from_being_written(
+    pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair
+    (parcel,) = realm.answer(b, Contents())
+    assert a.custodian.judge(parcel.on_its_way(hops=1, copies=4, age_s=0), "folder").verdict == "kept"
+    a.store.own_more(key_of(parcel), 4)
+    a.say()
+    monkeypatch.setattr("edge_runtime.carriers.packer.courier_seal_key", lambda _: bytes(32))
+    done = a.stick(stick).export(urgent=True)
+    assert done.fragments == 1
+    assert "nothing can be sealed" in str(done.problem)
+    monkeypatch.undo()
+    done = a.stick(stick).export(urgent=True)
+    assert (done.fragments, done.problem) == (1, None)

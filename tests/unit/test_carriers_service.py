@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import pytest
 
-from edge_runtime.carriers.service import CarrierService, Surroundings
+from edge_runtime.carriers.folder import FolderCarrier, FolderError
+from edge_runtime.carriers.service import TURN_S, CarrierService, Surroundings
 from edge_runtime.conduct.policy import Choice
 from edge_runtime.settings import CarrierSettings, EdgeSettings
 from schemas.bundles import CarriedLetter, Contents
@@ -96,3 +97,46 @@ async def test_the_folder_is_a_way_while_the_last_look_found_it(pair: tuple[Trav
         before = len(agent.asked)
         await until(lambda: seen(there=True), "the folder to be back")
     assert agent.service.problems() == []
+
+
+async def test_what_cannot_be_read_in_the_folder_keeps_nothing_from_being_written(
+    pair: tuple[Traveller, Traveller], stick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stick / "causeway").mkdir()
+
+    def broken(_: FolderCarrier) -> None:
+        raise FolderError("read the folder: Permission denied")
+
+    monkeypatch.setattr(FolderCarrier, "take", broken)
+    async with Agent(pair[0], stick) as agent:
+        pair[0].say()
+        agent.service._wake.set()
+        await until(lambda: list((stick / "causeway").rglob("up/*.bundle")), "the letter in the folder")
+        await until(lambda: any("Permission" in problem for problem in agent.service.problems()), "the problem")
+
+
+async def test_carriers_end_when_they_are_cancelled_though_cleaning_up_fails(
+    pair: tuple[Traveller, Traveller], stick: Path
+) -> None:
+    agent = Agent(pair[0], stick)
+    begun = asyncio.Event()
+
+    async def turn() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("nothing can be cleaned up")
+
+    agent.service._turn = turn  # type: ignore[method-assign]
+    running = asyncio.create_task(agent.service.run())
+    await begun.wait()
+    running.cancel()
+    await asyncio.wait({running}, timeout=TURN_S / 2)
+    ended = running.cancelled()
+    agent.service._turn = asyncio.Event().wait  # type: ignore[assignment, method-assign]
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    agent.service.close()
+    assert ended

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from ulid import ULID
 from edge_runtime.agent import Agent
 from edge_runtime.chores import Chores
 from edge_runtime.condition.alarms import Alarms
-from edge_runtime.errors import EdgeError, OutboxError
+from edge_runtime.errors import EdgeError, OutboxError, WorkerError
 from edge_runtime.identity import Credentials, Identity, save_identity
 from edge_runtime.letters.dispatch import Dispatcher
 from edge_runtime.line import Line
@@ -298,3 +299,69 @@ async def test_a_program_learns_at_once_that_its_agent_has_ended(
     with pytest.raises(ExceptionGroup, match="unhandled errors"):
         device.close()
     assert device.problem is None
+
+
+def quiet_keeper(call: Callable[..., Awaitable[object]], refreshed: Callable[[], None]) -> TrustKeeper:
+    """Of a device that has accepted nothing yet."""
+    treasury: Any = SimpleNamespace(
+        folder=SimpleNamespace(trust="trust"),
+        inbox=SimpleNamespace(fact=lambda _: None, remember=lambda *_: None, time_floors=dict, keep_floors=len),
+        keyring=SimpleNamespace(ready=True, reload=lambda: None, keys={}),
+        jobs=SimpleNamespace(call=call),
+        identity=lambda: SimpleNamespace(root_sha256="0", platform="p", tuf_floors=None),
+        now=lambda: NOW,
+        system=lambda: NOW,
+        refreshed=refreshed,
+    )
+    return TrustKeeper(cast("Treasury", treasury), list)
+
+
+async def test_a_trust_pack_that_is_cancelled_ends_though_cleaning_up_fails() -> None:
+    begun = asyncio.Event()
+
+    async def call(*_: object, **__: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ProcessLookupError("nothing can be cleaned up")
+
+    keeper = quiet_keeper(call, lambda: None)
+    keeper.offer(b"pack")
+    running = asyncio.create_task(keeper.run())
+    await begun.wait()
+    running.cancel()
+    await asyncio.wait({running}, timeout=5)
+    ended = running.cancelled()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert ended
+
+
+async def test_the_same_failure_of_trust_packs_is_logged_once_and_only_a_judged_one_counts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors = iter(
+        [BlockingIOError("fork"), WorkerError("gone", reason="crashed"), WorkerError("old", reason="rollback")]
+    )
+
+    async def call(*_: object, **__: object) -> dict[str, Any]:
+        error = next(errors, None)
+        if error is not None:
+            raise error
+        return {}
+
+    def refreshed() -> None:
+        raise ValueError("torn fact")
+
+    keeper = quiet_keeper(call, refreshed)
+    assert [await keeper.look(b"pack") for _ in range(6)] == [False, False, True, True, True, True]
+    assert [record.getMessage() for record in caplog.records].count("trust.failed") == 2
+
+
+def test_an_agent_that_ended_as_it_should_is_no_problem(tmp_path: Path) -> None:
+    device = EdgeDevice(settled(tmp_path))
+    device._ended = Future()
+    device._ended.set_result(None)
+    assert device.problem is None
+    device.close()

@@ -227,6 +227,49 @@ async def test_what_nobody_expected_of_a_connection_ends_neither_dialling_nor_th
     assert said == ["label empty", "torn fact"]
 
 
+async def test_a_connection_that_fails_once_it_is_up_is_dialled_ever_later(monkeypatch) -> None:
+    monkeypatch.setattr(module, "MIN_DELAY_S", 0.01)
+    paused: list[int] = []
+    async with broker(Server().talk) as port:
+        ears = Ears(port)
+        pause = ears.link._pause
+
+        async def noted(failures: int) -> None:
+            paused.append(failures)
+            await pause(failures)
+
+        def up() -> None:
+            if len(paused) < 3:
+                raise ValueError("torn fact")
+
+        ears.link._callbacks = replace(ears.link._callbacks, up=up)
+        monkeypatch.setattr(ears.link, "_pause", noted)
+        async with running(ears):
+            await until(lambda: ears.link.connections == 4, "a connection all the same")
+            ears.link.reconnect()
+            await until(lambda: len(paused) > 3, "its end")
+    assert paused[:4] == [1, 2, 3, 0]
+
+
+async def test_a_link_that_is_cancelled_ends_though_cleaning_up_fails() -> None:
+    async with broker(Server().talk) as port:
+        ears = Ears(port)
+
+        def down() -> None:
+            ears.link._callbacks = replace(ears.link._callbacks, down=lambda: None)
+            raise RuntimeError("nothing can be cleaned up")
+
+        ears.link._callbacks = replace(ears.link._callbacks, down=down)
+        task = asyncio.create_task(ears.link.run())
+        await until(lambda: ears.link.connected, "the link")
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        ended = task.cancelled()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert ended
+
+
 async def test_a_server_that_answers_nothing_more_is_left_in_the_end(monkeypatch) -> None:
     monkeypatch.setattr(module, "WATCH_S", 0.02)
     monkeypatch.setattr("edge_runtime.link.liveness.PING_S", 0.1)

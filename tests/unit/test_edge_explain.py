@@ -15,7 +15,7 @@ from edge_runtime.condition.status import StatusFile
 from edge_runtime.conduct.conduct import Conduct
 from edge_runtime.explain import as_text, explanation
 from edge_runtime.link.link import Measured
-from edge_runtime.settings import EdgeSettings, OwnerLimits
+from edge_runtime.settings import CarrierSettings, EdgeSettings, OwnerLimits
 from schemas.registry import Twin
 
 CALM = Overrides(percent=70.0, charging=False, temp_c=40.0, memory_mb=4_096, network="wifi")
@@ -47,7 +47,7 @@ def test_decisions_are_kept_for_a_moment_and_made_anew_after_it() -> None:
     assert scene.conduct.explanation()["decisions"]["congestion"]["value"] == "bbr"
 
 
-def test_the_last_decisions_hold_while_a_probe_fails_and_without_any_nothing_bulky_moves(
+def test_what_the_sensors_said_holds_while_a_probe_fails_and_without_any_nothing_bulky_moves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(_: Probes) -> str:
@@ -64,7 +64,18 @@ def test_the_last_decisions_hold_while_a_probe_fails_and_without_any_nothing_bul
         assert known.conduct.grant().bulk == "moves"
         assert blank.conduct.grant().bulk == "held"
         assert blank.conduct.explanation()["decisions"]["bulk"]["value"] == "held"
-        assert blank.conduct.offline_s > 0
+        assert blank.conduct.offline_s == 0
+        assert blank.conduct.choice("control", 1, neighbours=1, folder=True).transport == "direct"
+        known.answered = blank.answered = False
+        for scene in (known, blank):
+            scene.now += 3
+            assert scene.conduct.decisions().quality == "offline"
+            scene.now += 1_000
+            assert scene.conduct.offline_s == 1_000
+            assert scene.conduct.choice("control", 1, neighbours=1, folder=True).transport == "neighbour"
+            scene.answered = True
+            scene.now += 3
+            assert scene.conduct.decisions().quality == "excellent"
         assert [record.getMessage() for record in caplog.records].count("conduct.not_decided") == 2
         with pytest.raises(RuntimeError, match="probe"):
             known.conduct.look()
@@ -140,3 +151,11 @@ def test_the_command(tmp_path: Path, form: str | None) -> None:
     failed = subprocess.run(command, capture_output=True, text=True, timeout=60, env=wrong, check=False)
     assert failed.returncode == 2
     assert "BATTERY" in failed.stderr
+
+
+def test_a_folder_behind_a_dead_mount_is_no_way_and_no_obstacle(tmp_path: Path) -> None:
+    dead = tmp_path / ("x" * 300)
+    with pytest.raises(OSError, match="too long"):
+        dead.is_dir()
+    found = explanation(EdgeSettings(state=tmp_path, carriers=CarrierSettings(folder=dead)))
+    assert found["ways"]["control"]["transport"] == "wait"
