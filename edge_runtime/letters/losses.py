@@ -67,9 +67,16 @@ def range_of(row: Row) -> Range:
 
 
 def give_up(connection: Connection, letter: Row, reason: LossReason) -> None:
-    """Delete a waiting letter (a row of `letters`) and note it."""
-    connection.execute("DELETE FROM letters WHERE id = ?", (letter["id"],))
+    """Delete a waiting letter (a row of `letters`) and note it.
+
+    Raises:
+        ValueError: if its row cannot be found again, since it is torn.
+    """
     place = (letter["epoch"], letter["lane"], letter["sequence"])
+    # By its place: an id that is no text any more reads otherwise than it stands there.
+    gone = connection.execute("DELETE FROM letters WHERE epoch = ? AND lane = ? AND sequence = ?", place)
+    if not gone.rowcount:
+        raise ValueError(f"give up letter {place}: there is no such row")
     sent = bool(letter["released"]) or letter["sequence"] <= released_upto(connection, letter["epoch"], letter["lane"])
     note(connection, *place, reason, maybe_arrived=sent)
     name(connection, *place, letter["id"], letter["kind"])

@@ -144,9 +144,14 @@ def trim(connection: Connection, bounds: Bounds, now: float, limit: int) -> int:
 
 
 def give_up_oldest(connection: Connection, lane: Lane, reason: LossReason) -> None:
-    """The oldest waiting letter of a lane goes; a report of losses only if nothing else is left."""
+    """The oldest waiting letter of a lane goes; a report of losses only if nothing else is left.
+
+    Raises:
+        ValueError: if none waits though the totals say so, since a row is torn.
+    """
     row = _oldest(connection, lane, but=LOSSES) or _oldest(connection, lane)
-    assert row is not None, "only lanes with waiting letters are chosen"
+    if row is None:
+        raise ValueError(f"give up a letter of lane {lane}: the totals count one, and none waits")
     give_up(connection, row, reason)
 
 

@@ -22,6 +22,8 @@ from schemas.courier import Losses
 from tests.support.outbox import Bench
 from tests.unit.test_edge_inbox import NOW, letter
 
+NO_TEXT = "CAST(x'ff80' AS TEXT)"
+"""What a flipped bit makes of a text."""
 LIMITS = OutboxLimits(max_bytes=1 << 20, max_letters=100, bulk=LaneLimits(max_age_s=60))
 
 
@@ -159,6 +161,19 @@ def test_a_torn_age_stops_neither_expiry_nor_trimming(bench, torn) -> None:
     assert bench.outbox.trim() == 2
 
 
+@pytest.mark.parametrize(("column", "expired"), [("id", 1), ("kind", 1), ("epoch", 0)])
+def test_a_letter_that_is_torn_while_it_runs_expires_and_gives_way(bench, column, expired) -> None:
+    bench.add(1, "bulk")
+    tear(bench, f"UPDATE letters SET {column} = {NO_TEXT}")
+    bench.now += 100_000
+    assert bench.outbox.trim() == expired
+    for number in range(LIMITS.max_letters):
+        bench.add(number)
+    tear(bench, f"UPDATE letters SET {column} = {NO_TEXT} WHERE sequence = 1 AND lane = 'normal'")
+    newest = bench.add(LIMITS.max_letters)
+    assert newest in dict(bench.all_above()).values()
+
+
 def test_nothing_is_mended_under_letters_in_memory(bench) -> None:
     ids = [bench.add(number) for number in range(2)]
     tear(bench, "UPDATE letters SET sequence = 'torn' WHERE sequence = 2")
@@ -170,10 +185,6 @@ def test_nothing_is_mended_under_letters_in_memory(bench) -> None:
     assert bench.outbox.storage == "disk"
     bench.reopen()
     assert sorted(name for _, name in bench.all_above()) == sorted(ids)
-
-
-NO_TEXT = "CAST(x'ff80' AS TEXT)"
-"""What a flipped bit makes of a text."""
 
 
 @pytest.mark.parametrize("column", ["id", "lane", "epoch", "kind", "data", "state", "latest"])
