@@ -29,7 +29,9 @@ class LaneLimits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_bytes: int | None = Field(None, ge=MB)
+    """Of the lane's waiting letters."""
     max_letters: int | None = Field(None, ge=100)
+    """That wait in the lane."""
     max_age_s: float | None = Field(None, ge=60)
     """A letter that waited longer is given up. Counts while the device is on, whatever its clock says."""
 
@@ -40,7 +42,9 @@ class OutboxLimits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_bytes: int = Field(64 * MB, ge=MB)
+    """Of the letters that wait; receipted ones are kept in what is left."""
     max_letters: int = Field(100_000, ge=100)
+    """That wait, in all lanes."""
     memory_bytes: int = Field(4 * MB, ge=MB)
     """Of the letters that wait in memory while the disk is full, read-only or broken."""
     control: LaneLimits = LaneLimits()
@@ -54,12 +58,17 @@ class OwnerLimits(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_cpu_percent: float = Field(100.0, gt=0, le=100)
+    """Share of all processors that a task may take."""
     min_battery_percent: float = Field(20.0, ge=0, le=100)
+    """Below it, without a charger, no task and no training begins, and bulk is held."""
     max_temp_c: float = Field(70.0, ge=0, le=120)
+    """In degrees Celsius; above it no task and no training begins, and bulk yields."""
     max_activations_per_day: int = Field(24, ge=1)
     """Of one model; spares the flash. A local rollback is not counted."""
     training: bool = True
+    """Whether this device takes part in training."""
     tasks: bool = True
+    """Whether it takes tasks."""
     bulk_on_metered: bool = False
     """Let bulk letters (bundles of other devices) use a metered link."""
 
@@ -97,6 +106,7 @@ class CarrierSettings(BaseModel):
     folder: Path | None = None
     """A synced directory, exchanged by itself. A stick needs none: `causeway-edge bundle export` and `import`."""
     folder_poll_s: float = Field(5.0, ge=0.2, le=3_600)
+    """How often the folder is looked at."""
 
 
 class EdgeSettings(BaseModel):
@@ -109,11 +119,13 @@ class EdgeSettings(BaseModel):
     heartbeat_s: float | None = Field(None, ge=0.2, le=3_600)
     """Absent: as the platform wishes (30 s)."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    """Least severe lines that the agent logs."""
     url: str | None = None
     """Overrides the broker's address of the token, for a device behind a forwarder: `mqtts://host:port`."""
     tls_hostname: str | None = None
     """Name in the server's certificate where `url` names another host."""
     worker_idle_s: float = Field(30.0, ge=1)
+    """After it the process that verifies, infers and trains is ended, which gives its memory back."""
     stage: Stage = "production"
     """Least mature releases that this device takes: `production` alone, `test` and up, or any (`development`)."""
     outbox: OutboxLimits = OutboxLimits()

@@ -20,9 +20,11 @@ class CourierSettings(FileSettings):
     receipt_interval_s: float = Field(0.25, gt=0)
     """At most one receipt per device in this time."""
     receipt_lifetime_s: float = Field(3_600.0, gt=0)
+    """How long a device may believe a receipt that came over the link."""
     snapshot_interval_s: float = Field(30.0, gt=0)
+    """Marks and sessions are saved at least this often."""
     snapshot_letters: int = Field(20_000, ge=1)
-    """Marks are saved when either has passed; a restart replays at most about that much of IN."""
+    """And after so many letters; a restart replays at most about that much of IN."""
     lease_refresh_s: float = Field(1.0, gt=0)
     """A third of the lease's life, which is the bucket's TTL."""
     letters_per_minute: int = Field(60_000, ge=60)
@@ -31,12 +33,15 @@ class CourierSettings(FileSettings):
     watched_lanes: int = Field(8_192, ge=1)
     """Lanes whose last letters are remembered, to recognise a clone."""
     max_sessions: int = Field(200_000, ge=1)
+    """Devices whose session, to which receipts are bound, is remembered; the others say hello again after silence."""
     mailbox_letters: int = Field(256, ge=1)
     """Letters per device; beyond, the oldest is dropped and counted."""
     mailbox_window: int = Field(32, ge=1)
     """Letters on their way to one device at a time."""
     resend_first_s: float = Field(1.0, gt=0)
+    """How soon a letter down goes again that its device did not report as got; then twice as late each time."""
     resend_limit_s: float = Field(60.0, gt=0)
+    """Up to which that doubles."""
     resend_attempts: int = Field(8, ge=1)
     """After these a letter rests until its device says hello."""
     bundle_fragments: int = Field(2_048, ge=64, le=65_536)

@@ -32,12 +32,16 @@ class BusSettings(BaseModel):
     host: Annotated[str, Field(pattern=HOST)] = "127.0.0.1"
     """Address that both listeners bind to and that tokens name."""
     nats_port: int = Field(4222, ge=1, le=65535)
+    """Of the listener for services and for programs of your own."""
     mqtt_port: int = Field(8883, ge=1, le=65535)
+    """Of the listener for devices."""
     tls: bool = True
+    """Off only on 127.0.0.1, for trying things out."""
     gc_percent: int = Field(50, ge=10, le=400)
     """How much nats-server's memory may grow before it is collected (Go's GOGC, whose own default is 100)."""
     memory_mb: int = Field(0, ge=0)
-    """Soft bound of nats-server's memory, 0 for none: near it the collector takes up to half of the processors."""
+    """Soft bound of nats-server's memory, 0 for none: near it the collector takes up to half of the processors.
+    Where memory is short, 61 for each 1,000 devices is advised (decision 19)."""
 
     @model_validator(mode="after")
     def _no_clear_text_on_a_network(self) -> Self:
@@ -65,11 +69,15 @@ class StoreSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["folder", "s3"] = "folder"
+    """A folder on this machine, or a bucket of MinIO or S3."""
     folder: Path | None = None
     """Default: `artifacts` in the state folder."""
     endpoint: str = "127.0.0.1:9000"
+    """`host:port` of the S3 server."""
     bucket: str = "causeway"
+    """On that server; made if it is not there."""
     secure: bool = True
+    """Whether the S3 server is spoken to over TLS."""
     credentials: Path | None = None
     """File with the access key on its first line and the secret on its second."""
 
@@ -80,7 +88,9 @@ class HttpSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     host: str = "127.0.0.1"
+    """Address that they bind to; they have no password."""
     gateway_port: int = Field(8080, ge=1, le=65535)
+    """Of the read-only gateway: its page, its API and the metrics of the whole platform."""
     health_ports: dict[str, int] = {}
     """By service; a service that is not listed takes a free port and logs it."""
 
@@ -114,6 +124,7 @@ class Settings(FileSettings):
     model_config = SettingsConfigDict(env_prefix="CAUSEWAY_", env_nested_delimiter="__", extra="forbid")
 
     platform: Ulid
+    """Id of this platform, written by `causeway init`; devices and keys are bound to it."""
     fleet: Identifier = "home"
     """Fleet of commands that name none."""
     bus: BusSettings = BusSettings()
