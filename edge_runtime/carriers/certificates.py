@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.utils import CryptographyDeprecationWarning
 
 from edge_runtime.errors import EdgeError
 from edge_runtime.identity import Identity
@@ -30,8 +31,15 @@ from schemas.neighbours import PROTOCOL, parse_peer_uri
 
 X509_V_FLAG_NO_CHECK_TIME = 0x200000
 """OpenSSL's, which Python's ssl has no name for."""
-_UNREADABLE = (ValueError, x509.InvalidVersion, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm)
-"""What `cryptography` raises of a certificate that it cannot read; not all of them are ValueErrors."""
+_UNREADABLE = (
+    ValueError,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+    CryptographyDeprecationWarning,
+)
+"""What `cryptography` raises of a certificate that it cannot read; not all of them are ValueErrors, and the warning is
+one where warnings are errors."""
 
 
 class NeighbourError(EdgeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,17 +101,33 @@ def test_who_forges_under_a_certificate_is_refused_and_without_one_not_believed(
 
 @pytest.mark.parametrize(
     ("what", "by"),
-    [(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x06"), (b"\x06\x03\x2b\x65\x70", b"\x06\x03\x2b\x65\x7f")],
+    [
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x06"),
+        (b"\x06\x03\x2b\x65\x70", b"\x06\x03\x2b\x65\x7f"),
+    ],
     ids=["version", "algorithms"],
 )
 def test_a_certificate_that_nobody_can_read_is_not_believed(chain: list[Traveller], what: bytes, by: bytes) -> None:
+    refuses(chain, lambda raw: raw.replace(what, by))
+
+
+def test_nor_is_one_with_a_negative_serial_number(chain: list[Traveller]) -> None:
+    version = b"\xa0\x03\x02\x01\x02"
+
+    def negative(raw: bytes) -> bytes:
+        at = raw.index(version) + len(version) + 2
+        return raw[:at] + bytes([raw[at] | 0x80]) + raw[at + 1 :]
+
+    refuses(chain, negative)
+
+
+def refuses(chain: list[Traveller], altered: Callable[[bytes], bytes]) -> None:
     a, b, c = chain
     genuine = packed(a)
     assert genuine.head.certificate is not None
     raw = base64.b64decode(genuine.head.certificate)
-    assert what in raw
-    odd = base64.b64encode(raw.replace(what, by)).decode()
-    forged = signed_anew(genuine, a.identity.signer, certificate=odd)
+    assert altered(raw) != raw
+    forged = signed_anew(genuine, a.identity.signer, certificate=base64.b64encode(altered(raw)).decode())
     assert b.custodian.take(forged, Peer(c.address, key=c.identity.public_key)) == "kept"
     assert not verified(b, forged)
 
