@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -79,17 +78,12 @@ class Conduct:
         if self._decisions is None or self._monotonic() >= self._looked + LOOK_S:
             try:
                 return self.look()
-            except Exception:
-                # Letters and heartbeats hang on it. The agent's chore looks as well: its failure stands in the status.
+            except Exception as error:  # noqa: BLE001 - the agent's chore looks as well: it shows in the status
+                # Letters and heartbeats hang on what is decided here, whatever a probe meets.
                 if not self._failing:
-                    log.exception("conduct.not_decided")
+                    log.unexpected("conduct.not_decided", error)
                 self._failing, self._looked = True, self._monotonic()
-            sensed = self._conditions or unknown_conditions(self._settings)
-            # Which way letters take hangs on the link alone. Where that is what raised, the last decisions hold.
-            with contextlib.suppress(Exception):
-                return self._decide(linked(sensed, self._link()))
-        if self._decisions is None:
-            return self._decide(unknown_conditions(self._settings))
+            return self._decide(linked(self._conditions or unknown_conditions(self._settings), self._link()))
         return self._decisions
 
     def look(self) -> Decisions:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from nats.js.api import AckPolicy, ConsumerConfig
 from ulid import ULID
 
 from schemas.bundles import CarriedLetter, Parcel
@@ -18,13 +15,12 @@ from schemas.depot import TrustState
 from schemas.envelope import Signer
 from schemas.registry import Twin
 from services.courier.up.ordering import LaneKey
-from services.kit.bus import Bus
 from services.kit.devices import DeviceRecord, Standing
-from tests.support.carried import CarriedDevice, answered, brought, carry, unacknowledged
-from tests.support.courier_world import counter, ids, letters, post, start_standby, stored
+from tests.support.carried import CarriedDevice, answered, brought, carry, refusals, unacknowledged
+from tests.support.courier_world import counter, ids, letters, post
 from tests.support.edge import ask
 from tests.support.platform import LivePlatform, eventually, serving
-from tests.support.raw_device import RawDevice, enrol, in_bus
+from tests.support.raw_device import RawDevice, enrol
 
 Make = Callable[[str], CarriedDevice]
 
@@ -34,17 +30,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
     """A platform that no test may break for the next."""
     with serving(tmp_path_factory.mktemp("world") / "state", "depot", "registry", "courier") as live:
         yield live
-
-
-@pytest.fixture
-def carrier(request: pytest.FixtureRequest) -> Iterator[RawDevice]:
-    """A device with a link."""
-    live = request.getfixturevalue("world" if "world" in request.fixturenames else "live")
-    device = RawDevice(live, f"carrier-{ULID()}")
-    enrol(live, device)
-    device.connect()
-    yield device
-    device.close()
 
 
 @pytest.fixture
@@ -69,15 +54,6 @@ def away(world: LivePlatform) -> Iterator[CarriedDevice]:
 def of(device: CarriedDevice, live: LivePlatform, kind: str = "event") -> list[str]:
     """Message ids of one device's letters in IN."""
     return [name for name in letters(live, kind) if f":{device.name}:" in name]
-
-
-def kept(live: LivePlatform, device: RawDevice) -> list[str]:
-    """Reasons of what REJECTS holds of a device."""
-    return [
-        headers["Causeway-Reason"]
-        for _, headers, _ in stored(live, "REJECTS")
-        if f".{device.name}." in headers["Causeway-Subject"]
-    ]
 
 
 def test_a_bundle_is_stored_in_order_and_answered_by_its_carrier(
@@ -219,7 +195,7 @@ def test_one_bad_letter_in_a_bundle_does_not_stop_the_rest(
     answer = answered(away, carrier, parcels[0].head.id)
     assert answer.receipts()[0].marks == {"normal": 2}
     assert of(away, world) == ids(away, "normal", 2)
-    assert sorted(kept(world, away)) == ["bad_envelope", "bad_topic", "unknown_key"]
+    assert sorted(refusals(world, away)) == ["bad_envelope", "bad_topic", "unknown_key"]
 
 
 def altered(parcels: list[Parcel]) -> list[Parcel]:
@@ -249,7 +225,7 @@ def test_what_is_not_right_is_refused_with_its_reason(
     carry(carrier, make(away, enclosed))
     # Before its signature held, only the carrier answers for it.
     blamed = away if proven else carrier
-    eventually(lambda: kept(world, blamed) == [reason], f"{reason} in REJECTS")
+    eventually(lambda: refusals(world, blamed) == [reason], f"{reason} in REJECTS")
     good = away.bundle(enclosed)
     carry(carrier, good)
     answered(away, carrier, good[0].head.id)
@@ -262,124 +238,8 @@ def test_a_device_that_may_not_speak_cannot_speak_through_others(world: LivePlat
     revoked = CarriedDevice(world, f"cam-{ULID()}")
     enrol(world, revoked, standing="revoked")
     carry(carrier, revoked.bundle([revoked.enclose()]))
-    eventually(lambda: kept(world, carrier) == ["revoked"], "revoked in REJECTS")
+    eventually(lambda: refusals(world, carrier) == ["revoked"], "revoked in REJECTS")
     assert of(revoked, world) == []
-
-
-@pytest.fixture
-def quick(live: LivePlatform, monkeypatch: pytest.MonkeyPatch) -> LivePlatform:
-    """A courier that does not wait long."""
-    monkeypatch.setenv("CAUSEWAY_COURIER_BUNDLE_ACK_WAIT_S", "2")
-    return live
-
-
-def test_a_bundle_whose_rest_never_comes_is_refused_and_not_forgotten(
-    quick: LivePlatform, carrier: RawDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CAUSEWAY_COURIER_BUNDLE_WAIT_S", "3")
-    away = CarriedDevice(quick, "cam-1")
-    enrol(quick, away)
-    quick.start_service("courier")
-    parcels = away.bundle(away.enclose_much(2))
-    carry(carrier, parcels[:1])
-    carrier.settle()
-    assert kept(quick, away) == []
-    eventually(lambda: kept(quick, away) == ["incomplete"], "the refusal")
-    eventually(lambda: unacknowledged(quick) == 0, "its place in IN to be settled")
-
-
-def test_a_courier_killed_between_two_fragments_loses_none(quick: LivePlatform, carrier: RawDevice) -> None:
-    away = CarriedDevice(quick, "cam-1")
-    enrol(quick, away)
-    quick.start_service("courier")
-    parcels = away.bundle(away.enclose_much(2))
-    carry(carrier, parcels[:1])
-    carrier.settle()
-    eventually(lambda: counter(quick, "causeway_bundle_fragments") == 1, "the first fragment to be held")
-    quick.kill("courier")
-    quick.start_service("courier")
-    carry(carrier, parcels[1:])
-    carrier.settle()
-    answered(away, carrier, parcels[0].head.id)
-    assert letters(quick, "sample") == ids(away, "normal", 2)
-    eventually(lambda: unacknowledged(quick) == 0, "everything to be settled")
-
-
-@pytest.mark.parametrize("after", [1, 60, 120])
-def test_a_courier_killed_while_it_unpacks_stores_nothing_twice(
-    quick: LivePlatform, carrier: RawDevice, after: int
-) -> None:
-    away = CarriedDevice(quick, "cam-1")
-    enrol(quick, away)
-    quick.start_service("courier")
-    parcels = away.bundle([away.enclose() for _ in range(120)])
-
-    async def kill_after(bus: Bus) -> None:
-        seen = asyncio.Semaphore(0)
-
-        async def saw(_: object) -> None:
-            seen.release()
-
-        await bus.js.subscribe("cw.in.event.>", stream="IN", cb=saw, config=ConsumerConfig(ack_policy=AckPolicy.NONE))
-        carry(carrier, parcels)
-        async with asyncio.timeout(20):
-            for _ in range(after):
-                await seen.acquire()
-        quick.kill("courier")
-
-    in_bus(quick, "courier", kill_after)
-    assert len(letters(quick)) >= after
-    quick.start_service("courier")
-    carrier.settle()
-    eventually(lambda: len(letters(quick)) == 120, "all letters in IN")
-    eventually(lambda: unacknowledged(quick) == 0, "everything to be settled")
-    assert letters(quick) == ids(away, "normal", 120)
-
-
-def test_a_courier_that_lost_its_server_forgets_no_fragment(quick: LivePlatform, carrier: RawDevice) -> None:
-    away = CarriedDevice(quick, "cam-1")
-    enrol(quick, away)
-    quick.start_service("courier")
-    parcels = away.bundle(away.enclose_much(3))
-    carry(carrier, parcels[:1])
-    carrier.settle()
-    quick.kill("nats-server")
-    quick.start_bus()
-    eventually(lambda: carrier.greet() and True, "the carrier to be back")
-    carry(carrier, parcels[1:])
-    carrier.settle()
-    answered(away, carrier, parcels[0].head.id)
-    assert letters(quick, "sample") == ids(away, "normal", 3)
-
-
-def active(live: LivePlatform, name: str) -> bool:
-    return "causeway_courier_active 1.0" in live.metrics(name)
-
-
-def test_a_standby_takes_over_what_a_frozen_courier_held(
-    quick: LivePlatform, carrier: RawDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = CarriedDevice(quick, "cam-1")
-    enrol(quick, away)
-    quick.start_service("courier")
-    start_standby(quick, monkeypatch)
-    parcels = away.bundle(away.enclose_much(3))
-    carry(carrier, parcels[:2])
-    carrier.settle()
-    eventually(lambda: counter(quick, "causeway_bundle_fragments") == 2, "the fragments to be held")
-    # Only the active one answers an operator; the standby takes no request away from it.
-    for _ in range(8):
-        assert ask(quick, "courier", "bundle_list") == []
-    sleeper = quick.processes["courier"]
-    sleeper.send_signal(signal.SIGSTOP)
-    eventually(lambda: active(quick, "courier-2"), "the standby to take over")
-    carry(carrier, parcels[2:])
-    carrier.settle()
-    sleeper.send_signal(signal.SIGCONT)
-    answered(away, carrier, parcels[0].head.id)
-    assert sleeper.wait(20) == 1
-    assert letters(quick, "sample") == ids(away, "normal", 3)
-    eventually(lambda: unacknowledged(quick) == 0, "everything to be settled")
 
 
 def test_late_letters_of_a_former_epoch_are_no_sign_of_a_clone(

@@ -33,6 +33,7 @@ from schemas.letters import check_down, read_down
 from services.kit.bus import Bus
 from services.kit.devices import DeviceRecord, Standing
 from services.kit.keys import LetterKey, read_letter_key
+from tests.support.courier_world import stored
 from tests.support.platform import LivePlatform, eventually
 from tests.support.raw_device import RawDevice, in_bus
 
@@ -174,3 +175,12 @@ def unacknowledged(live: LivePlatform) -> int:
         return (info.num_ack_pending or 0) + (info.num_pending or 0)
 
     return in_bus(live, "courier", read)
+
+
+def refusals(live: LivePlatform, device: RawDevice) -> list[str]:
+    """Reasons of what REJECTS holds of a device."""
+    return [
+        headers["Causeway-Reason"]
+        for _, headers, _ in stored(live, "REJECTS")
+        if f".{device.name}." in headers["Causeway-Subject"]
+    ]

@@ -91,14 +91,19 @@ def test_what_is_for_a_device_is_taken_out_of_the_folder_and_the_rest_is_carried
     c.close()
 
 
+def answer_to_each(devices: tuple[Traveller, ...], stick: Path, realm: Realm) -> None:
+    """Lay a bundle of the platform for each of them on a stick."""
+    for device in devices:
+        (parcel,) = realm.answer(device, Contents())
+        path = stick / "causeway" / "down" / f"home.{device.address.device}" / f"{parcel.head.id}.0.bundle"
+        write_durable(path, parcel.write())
+
+
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(
     pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair
-    for device in pair:
-        (parcel,) = realm.answer(device, Contents())
-        path = stick / "causeway" / "down" / f"home.{device.address.device}" / f"{parcel.head.id}.0.bundle"
-        write_durable(path, parcel.write())
+    answer_to_each(pair, stick, realm)
 
     def forbid(*_: Any, **__: Any) -> None:
         raise PermissionError(30, "Read-only file system")
@@ -202,10 +207,7 @@ def test_a_fragment_that_could_not_be_read_once_is_read_again(
     pair: tuple[Traveller, Traveller], stick: Path, realm: Realm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = pair
-    for device in pair:
-        (parcel,) = realm.answer(device, Contents())
-        to = stick / "causeway" / "down" / f"home.{device.address.device}"
-        write_durable(to / f"{parcel.head.id}.0.bundle", parcel.write())
+    answer_to_each(pair, stick, realm)
     carrier = a.stick(stick)
 
     def broken(*_: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 from edge_runtime.carriers.handing import MAX_WAITING, Counter, HandingIn
 from edge_runtime.carriers.names import key_of
 from edge_runtime.letters.sending import Run
-from schemas.bundles import bundle_of_letter
+from schemas.bundles import Parcel, bundle_of_letter
 from schemas.events import Message
 from tests.support.carriers import Realm, Traveller
 
@@ -56,13 +56,18 @@ def test_fragments_are_handed_in_a_few_at_a_time_and_custody_ends_with_the_recei
     assert sorted(bundle for _, bundle in sent) == sorted(parcel.head.id for parcel in others)
 
 
-def test_a_letter_that_came_to_nothing_is_written_again(pair: tuple[Traveller, Traveller]) -> None:
-    a, gateway = pair
+def handed_over(a: Traveller, gateway: Traveller) -> tuple[Traveller, Parcel]:
+    """A device's letter, packed, and the one that took it over and meets the platform."""
     a.say()
     a.custodian.packer.pack()
     (own,) = [a.store.load(one.key) for one in a.store.carried() if one.own]
     assert own is not None
     gateway.custodian.receive(own.on_its_way(hops=1, copies=1, age_s=0), a.address.source)
+    return gateway, own
+
+
+def test_a_letter_that_came_to_nothing_is_written_again(pair: tuple[Traveller, Traveller]) -> None:
+    gateway, _ = handed_over(*pair)
     gateway.linked = True
     ids: list[str] = []
     counter = Counter(
@@ -76,12 +81,7 @@ def test_a_letter_that_came_to_nothing_is_written_again(pair: tuple[Traveller, T
 def test_custody_does_not_end_with_a_letter_that_is_given_up_while_receipts_are_noted(
     pair: tuple[Traveller, Traveller], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, gateway = pair
-    a.say()
-    a.custodian.packer.pack()
-    (own,) = [a.store.load(one.key) for one in a.store.carried() if one.own]
-    assert own is not None
-    gateway.custodian.receive(own.on_its_way(hops=1, copies=1, age_s=0), a.address.source)
+    gateway, own = handed_over(*pair)
 
     def send(kind: str, data: Message, letter_id: str) -> None:
         gateway.outbox.add(kind, data, "bulk", letter_id)

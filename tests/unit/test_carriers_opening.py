@@ -102,14 +102,19 @@ async def test_a_bundle_opens_though_something_else_of_its_id_is_carried(three: 
     assert [one.key for one in a.store.carried() if not one.own] == [key_of(namesake)], "it is still carried"
 
 
-async def test_a_pack_inside_may_introduce_the_signer(realm: Realm, tmp_path: Path) -> None:
-    old = Signer.generate()
-    present, realm.signers["courier"] = realm.signers["courier"], old
-    a = Traveller(realm, tmp_path / "old", "old")
+def answered_by_a_stranger(realm: Realm, folder: Path) -> Traveller:
+    """A device that holds a bundle of a courier whose key it does not know yet."""
+    present, realm.signers["courier"] = realm.signers["courier"], Signer.generate()
+    a = Traveller(realm, folder / "old", "old")
     realm.signers["courier"] = present
-    made, ear, reports = opening(realm, a)
     for parcel in realm.answer(a, CONTENTS):
         a.custodian.down(parcel.write())
+    return a
+
+
+async def test_a_pack_inside_may_introduce_the_signer(realm: Realm, tmp_path: Path) -> None:
+    a = answered_by_a_stranger(realm, tmp_path)
+    made, ear, reports = opening(realm, a)
     assert await made.run() == 0
     assert ear.heard == [("trust", b"trust")], "letters wait for a signer that is known"
     assert await made.run() == 0
@@ -123,13 +128,8 @@ async def test_a_pack_inside_may_introduce_the_signer(realm: Realm, tmp_path: Pa
 
 
 async def test_a_pack_that_could_not_be_judged_is_tried_again_ever_later(realm: Realm, tmp_path: Path) -> None:
-    old = Signer.generate()
-    present, realm.signers["courier"] = realm.signers["courier"], old
-    a = Traveller(realm, tmp_path / "old", "old")
-    realm.signers["courier"] = present
+    a = answered_by_a_stranger(realm, tmp_path)
     made, ear, _ = opening(realm, a)
-    for parcel in realm.answer(a, CONTENTS):
-        a.custodian.down(parcel.write())
     ear.judges = False
     tried = []
     for _ in range(600):

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from schemas.errors import ContractError
 from services.courier.bundles.origins import Origins
 from services.courier.bundles.reader import BundleReader
-from services.courier.bundles.unpacker import Unpacker
+from services.courier.bundles.unpacker import Outcome, Unpacker
 from services.courier.bundles.wiring import Bundles
 from services.courier.courier import Courier
 from services.courier.down.postman import Postman
@@ -84,17 +84,24 @@ async def queued(carried: CarriedLetters) -> None:
             put.clear()
 
 
-@pytest.mark.parametrize("doubted", [False, True])
-async def test_a_bundle_judged_while_the_connection_is_lost_is_not_held_by_its_old_places(
-    carried: CarriedLetters, unpacker: Unpacker, doubted: bool
-) -> None:
+async def judged(carried: CarriedLetters, unpacker: Unpacker, verdict: Judged, *, doubted: bool) -> Outcome:
+    """A bundle that the unpacker was told of; the connection may have been lost meanwhile."""
     (parcel,) = bundle()
     taking = asyncio.create_task(unpacker.take(parcel, carrier=CAM, ticket=7))
     await queued(carried)
     if doubted:
         unpacker.doubt()
-    carried.judged(Judged(early=1))
-    assert (await taking).state == "early"
+    carried.judged(verdict)
+    outcome = await taking
+    assert unpacker._origins.is_stored(CAM, parcel.head.id) is (outcome.state == "stored" and not doubted)
+    return outcome
+
+
+@pytest.mark.parametrize("doubted", [False, True])
+async def test_a_bundle_judged_while_the_connection_is_lost_is_not_held_by_its_old_places(
+    carried: CarriedLetters, unpacker: Unpacker, doubted: bool
+) -> None:
+    assert (await judged(carried, unpacker, Judged(early=1), doubted=doubted)).state == "early"
     assert len(unpacker._early) == (0 if doubted else 1)
 
 
@@ -102,14 +109,7 @@ async def test_a_bundle_judged_while_the_connection_is_lost_is_not_held_by_its_o
 async def test_a_bundle_stored_while_the_connection_is_lost_is_not_known_as_stored(
     carried: CarriedLetters, unpacker: Unpacker, doubted: bool
 ) -> None:
-    (parcel,) = bundle()
-    taking = asyncio.create_task(unpacker.take(parcel, carrier=CAM, ticket=7))
-    await queued(carried)
-    if doubted:
-        unpacker.doubt()
-    carried.judged(Judged(stored=1))
-    assert (await taking).state == "stored"
-    assert unpacker._origins.is_stored(CAM, parcel.head.id) is not doubted
+    assert (await judged(carried, unpacker, Judged(stored=1), doubted=doubted)).state == "stored"
 
 
 class Tasks:

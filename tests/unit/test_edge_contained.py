@@ -238,17 +238,7 @@ async def test_a_trust_pack_that_fails_as_nobody_expected_is_told_and_the_next_o
         if error is not None:
             raise error
 
-    treasury: Any = SimpleNamespace(
-        folder=SimpleNamespace(trust="trust"),
-        inbox=SimpleNamespace(fact=lambda _: None, remember=lambda *_: None, time_floors=dict, keep_floors=len),
-        keyring=SimpleNamespace(ready=True, reload=lambda: None, keys={}),
-        jobs=SimpleNamespace(call=call),
-        identity=lambda: SimpleNamespace(root_sha256="0", platform="p", tuf_floors=None),
-        now=lambda: NOW,
-        system=lambda: NOW,
-        refreshed=after,
-    )
-    keeper = TrustKeeper(cast("Treasury", treasury), list)
+    keeper = quiet_keeper(call, after)
 
     async def refresh(pack: bytes | None) -> None:
         assert pack is not None
