@@ -80,11 +80,9 @@ class Unpacker:
         self._answer = answer
         self._fragments = Fragments(settings.bundle_fragments, settings.bundles_per_origin, settings.bundle_wait_s)
         self._early = Early(settings.early_fragments, settings.bundles_per_origin)
-        self._era = 0
 
     def doubt(self) -> None:
         """The connection was lost: what is held comes again, and IN may hold less than was acknowledged."""
-        self._era += 1
         self._fragments.clear()
         self._early.clear()
         self._origins.doubt()
@@ -97,7 +95,7 @@ class Unpacker:
         Raises:
             ContractError: why this fragment is refused, as `check_parcel`, or `inconsistent`.
         """
-        era = self._era
+        doubts = self._origins.doubts
         origin, left_s = check_parcel(parcel, self._devices, self._platform, waited_s)
         own = () if ticket is None else (ticket,)
         if self._origins.is_stored(origin, parcel.head.id):
@@ -113,10 +111,10 @@ class Unpacker:
         metrics.FRAGMENTS.set(len(self._fragments))
         if taken.whole is None:
             return Outcome("held", origin, settled=settled)
-        outcome, done = await self._judge(taken.whole, era)
+        outcome, done = await self._judge(taken.whole, doubts)
         settled = (*settled, *done)
         if outcome.judged.stored:
-            settled = (*settled, *await self._follow_up(origin, era))
+            settled = (*settled, *await self._follow_up(origin, doubts))
         return replace(outcome, settled=settled)
 
     async def expire(self) -> tuple[int, ...]:
@@ -130,26 +128,26 @@ class Unpacker:
             *self._early.overdue(time.monotonic()),
         )
 
-    async def _judge(self, gathering: Gathering, era: int) -> tuple[Outcome, tuple[int, ...]]:
-        outcome = await self._open(gathering, era)
+    async def _judge(self, gathering: Gathering, doubts: int) -> tuple[Outcome, tuple[int, ...]]:
+        outcome = await self._open(gathering, doubts)
         # Tickets of before a doubt may be other letters' by now.
-        if outcome.state == "early" and gathering.tickets and era == self._era:
+        if outcome.state == "early" and gathering.tickets and doubts == self._origins.doubts:
             return outcome, self._early.put(gathering)
         return outcome, tuple(gathering.tickets.values())
 
-    async def _follow_up(self, origin: Address, era: int) -> tuple[int, ...]:
+    async def _follow_up(self, origin: Address, doubts: int) -> tuple[int, ...]:
         """Letters of a device were stored: perhaps it is the turn of those that came too early."""
         settled: list[int] = []
         stored = True
-        while stored and era == self._era:
+        while stored and doubts == self._origins.doubts:
             stored = False
             for gathering in self._early.of(origin):
-                outcome, done = await self._judge(gathering, era)
+                outcome, done = await self._judge(gathering, doubts)
                 settled += done
                 stored = stored or outcome.judged.stored > 0
         return tuple(settled)
 
-    async def _open(self, gathering: Gathering, era: int) -> Outcome:
+    async def _open(self, gathering: Gathering, doubts: int) -> Outcome:
         origin, parcels = gathering.origin, list(gathering.parcels.values())
         try:
             contents = open_bundle(parcels, self._seal_key)
@@ -168,7 +166,7 @@ class Unpacker:
         judged = replace(judged, refused=judged.refused + len(strange))
         state: Literal["stored", "early"] = "early" if judged.early else "stored"
         # If the connection was lost meanwhile, IN may hold less than was acknowledged.
-        if state == "stored" and era == self._era:
+        if state == "stored" and doubts == self._origins.doubts:
             self._origins.stored(origin, gathering.bundle)
         metrics.BUNDLES.labels(state).inc()
         log.info("bundle.unpacked", device=str(origin), bundle=gathering.bundle, **_counts(judged))
